@@ -1,0 +1,8 @@
+"""The one exception that means: the user can mend this."""
+
+
+class FastmttError(Exception):
+    """A mistake in what was given: the message says what was got, what was wanted, what to do.
+
+    The commands print it as one sentence and leave with exit code 2, without a traceback.
+    """
