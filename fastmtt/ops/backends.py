@@ -1,0 +1,153 @@
+"""Which backend serves an op: per call, by device, dtype and what is built.
+
+``cpu`` is the compiled extension, ``reference`` plain torch. Nothing forced: the fastest that can
+serve, and a fall-back says so once. ``FASTMTT_BACKEND`` or :func:`use` force one: a forced backend
+that has the op but cannot serve the call raises with its reason; an op it lacks altogether is
+served by the reference, which ``python -m fastmtt.info`` lists.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmtt.errors import FastmttError
+from fastmtt.ops import reference
+
+BACKENDS = ("reference", "cpu")
+logger = logging.getLogger("fastmtt")
+_forced: ContextVar[str | None] = ContextVar("fastmtt_backend", default=None)
+
+
+@cache
+def extension_error() -> str | None:
+    """None if the compiled ops are loaded, else why not."""
+    try:
+        importlib.import_module("fastmtt._C")
+    except ImportError as error:
+        return (
+            f"the extension fastmtt._C cannot be loaded ({error}); "
+            "build it: pip install -e . --no-build-isolation"
+        )
+    _complete_with_reference()
+    return None
+
+
+@cache
+def compiled(op: str) -> bool:
+    """Whether the extension holds a CPU kernel for ``op``."""
+    if extension_error() is not None:
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmtt::{op}", "CPU"))
+
+
+def forced() -> str | None:
+    """The backend forced here, by :func:`use` or the environment, if any."""
+    name = _forced.get() or os.environ.get("FASTMTT_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        raise FastmttError(
+            f"backend {name!r} is not known; known are {', '.join(BACKENDS)} "
+            "(argument backend= or environment variable FASTMTT_BACKEND)"
+        )
+    return name
+
+
+@contextmanager
+def use(backend: str | None) -> Iterator[None]:
+    """Force a backend within the context; None leaves the choice as it is."""
+    token = _forced.set(backend if backend is not None else _forced.get())
+    try:
+        forced()
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def call(op: str, *args: Any) -> Any:
+    """Run ``op`` on the backend that serves these arguments."""
+    return _serve(op, args)(*args)
+
+
+def _serve(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    plain: Callable[..., Any] = getattr(reference, op)
+    wanted = forced()
+    if wanted == "reference":
+        return plain
+    if wanted == "cpu" and extension_error() is not None:
+        raise FastmttError(f"backend 'cpu' was asked for, but {extension_error()}")
+    if not compiled(op):
+        return plain
+    refusal = _refusal(args)
+    if refusal is None:
+        return _compiled_op(op)
+    if wanted == "cpu":
+        raise FastmttError(f"backend 'cpu' cannot serve {op}: {refusal}")
+    _say_once(f"{op}: the compiled kernel cannot serve ({refusal}); plain torch does")
+    return plain
+
+
+@cache
+def _compiled_op(op: str) -> Callable[..., Any]:
+    overload: Callable[..., Any] = getattr(torch.ops.fastmtt, op).default
+    return overload
+
+
+def _refusal(args: tuple[Any, ...]) -> str | None:
+    for arg in args:
+        if not isinstance(arg, Tensor):
+            continue
+        if arg.device.type != "cpu":
+            return f"it works on CPU tensors, this one is on {arg.device}"
+        if arg.is_floating_point() and arg.dtype not in (torch.float32, torch.float64):
+            return f"it works in float32 and float64, this tensor is {arg.dtype}"
+    return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _complete_with_reference() -> None:
+    """Give every declared op the reference where no kernel is compiled, and its shapes as fake."""
+    library = torch.library.Library("fastmtt", "IMPL")
+    _complete_with_reference.library = library  # type: ignore[attr-defined]  # lives as long as us
+    for op in reference.__all__:
+        library.impl(op, getattr(reference, op), "CompositeExplicitAutograd")
+        fake = _same_shape if op.startswith("dsa") else getattr(reference, op)
+        torch.library.register_fake(f"fastmtt::{op}", fake, lib=library)
+
+
+def _same_shape(x: Tensor, kind: Tensor, values: Tensor, cutout: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Row(NamedTuple):
+    """One line of the table ``python -m fastmtt.info`` prints."""
+
+    op: str
+    backend: str
+    reason: str
+
+
+def table() -> list[Row]:
+    """For every op the backend that serves float32 CPU tensors now, and why."""
+    wanted = forced()
+    rows = []
+    for op in reference.__all__:
+        if wanted == "reference":
+            rows.append(Row(op, "reference", "forced"))
+        elif compiled(op):
+            rows.append(Row(op, "cpu", "compiled"))
+        else:
+            rows.append(Row(op, "reference", extension_error() or "no compiled kernel yet"))
+    return rows

@@ -1,0 +1,371 @@
+"""The ops in plain torch, any floating dtype: what every compiled kernel is measured against.
+
+Shapes, with S students and B images each: activations ``[S,B,H,W,C]``, convolution weights
+``[S,3,3,Cin,Cout]``, affine parameters ``[S,C]``, ``rstd`` ``[S,B,C]``, flat vectors ``[S,P]``.
+A dot in a name (``a_dot``) marks a tangent: the derivative along one direction. A result that was
+not asked for comes back empty, with shape ``[0]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmtt.ops.reference_dsa import dsa, dsa_transpose
+
+__all__ = [
+    "conv_block",
+    "conv_block_backward",
+    "conv_block_jvp",
+    "conv_block_backward_jvp",
+    "linear_xent",
+    "linear_xent_backward",
+    "linear_xent_jvp",
+    "linear_xent_backward_jvp",
+    "sgd_update",
+    "dot",
+    "sqdist",
+    "dsa",
+    "dsa_transpose",
+    "gsam_perturb",
+    "gsam_combine",
+]
+
+EPS = 1e-5  # nn.GroupNorm's default, the only one the ConvNet family uses
+
+
+# --- the ConvNet block: conv3x3 -> instance norm -> ReLU -> 2x2 average pool -------------------
+
+
+def conv_block(a: Tensor, w: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One block; returns the pooled output, the normalised convolution and its 1/std."""
+    xhat, rstd = _normalise(_conv(a, w))
+    n = _affine(xhat, gamma, beta)
+    return _pool(n * _active(n)), xhat, rstd
+
+
+def conv_block_backward(
+    gp: Tensor,
+    a: Tensor,
+    w: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    xhat: Tensor,
+    rstd: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cotangents of (a, w, gamma, beta); ``needs`` = (a, parameters)."""
+    need_a, need_parameters = needs
+    gn = _unpool(gp, xhat) * _active(_affine(xhat, gamma, beta))
+    _, gz = _norm_backward(gn * _wide(gamma), xhat, rstd)
+    ga, gw = _conv_backward(gz, a, w, need_a, need_parameters)
+    if not need_parameters:
+        return ga, gw, gw.new_empty(0), gw.new_empty(0)
+    return ga, gw, (gn * xhat).sum((1, 2, 3)), gn.sum((1, 2, 3))
+
+
+def conv_block_jvp(
+    a: Tensor,
+    a_dot: Tensor | None,
+    w: Tensor,
+    w_dot: Tensor,
+    gamma: Tensor,
+    gamma_dot: Tensor,
+    beta: Tensor,
+    beta_dot: Tensor,
+    xhat: Tensor | None,
+    rstd: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Primal and tangent: (p, p_dot, xhat_dot, rstd_dot, xhat, rstd).
+
+    ``a_dot=None`` stands for zero. The last two are empty where they were given.
+    """
+    if xhat is None or rstd is None:
+        new_xhat, new_rstd = xhat, rstd = _normalise(_conv(a, w))
+    else:
+        new_xhat, new_rstd = xhat.new_empty(0), xhat.new_empty(0)
+    z_dot = _conv(a, w_dot)
+    if a_dot is not None:
+        z_dot += _conv(a_dot, w)
+    correlation = _plane_mean(xhat * z_dot)
+    rstd_wide = _planes(rstd)
+    xhat_dot = rstd_wide * (z_dot - _plane_mean(z_dot) - xhat * correlation)
+    rstd_dot = (-rstd_wide.square() * correlation).flatten(2)
+    n = _affine(xhat, gamma, beta)
+    active = _active(n)
+    n_dot = _affine(xhat, gamma_dot, beta_dot) + xhat_dot * _wide(gamma)
+    p, p_dot = _pool(n * active), _pool(n_dot * active)
+    return p, p_dot, xhat_dot, rstd_dot, new_xhat, new_rstd
+
+
+def conv_block_backward_jvp(
+    gp: Tensor,
+    gp_dot: Tensor,
+    a: Tensor,
+    a_dot: Tensor | None,
+    w: Tensor,
+    w_dot: Tensor,
+    gamma: Tensor,
+    gamma_dot: Tensor,
+    beta: Tensor,
+    xhat: Tensor,
+    rstd: Tensor,
+    xhat_dot: Tensor,
+    rstd_dot: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The tangent of ``conv_block_backward``: (ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga).
+
+    ``needs`` = (ga_dot, parameters, ga). beta_dot does not occur: it only moves the ReLU's kink.
+    """
+    need_a_dot, need_parameters, need_a = needs
+    active = _active(_affine(xhat, gamma, beta))
+    gn, gn_dot = _unpool(gp, xhat) * active, _unpool(gp_dot, xhat) * active
+    g, g_dot = gn * _wide(gamma), gn_dot * _wide(gamma) + gn * _wide(gamma_dot)
+    inner, gz = _norm_backward(g, xhat, rstd)
+    inner_dot = (
+        g_dot
+        - _plane_mean(g_dot)
+        - xhat_dot * _plane_mean(g * xhat)
+        - xhat * _plane_mean(g_dot * xhat + g * xhat_dot)
+    )
+    gz_dot = _planes(rstd_dot) * inner + _planes(rstd) * inner_dot
+
+    ga_dot, gw_dot = _conv_backward(gz_dot, a, w, need_a_dot, need_parameters)
+    if need_a_dot:
+        ga_dot += _conv_backward(gz, a, w_dot, True, False)[0]
+    if need_parameters and a_dot is not None:
+        gw_dot += _conv_backward(gz, a_dot, w, False, True)[1]
+    ga = _conv_backward(gz, a, w, need_a, False)[0]
+    if not need_parameters:
+        return ga_dot, gw_dot, a.new_empty(0), a.new_empty(0), ga
+    ggamma_dot = (gn_dot * xhat + gn * xhat_dot).sum((1, 2, 3))
+    return ga_dot, gw_dot, ggamma_dot, gn_dot.sum((1, 2, 3)), ga
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    """[S,C] -> [S,1,1,1,C]."""
+    return parameter[:, None, None, None, :]
+
+
+def _planes(statistic: Tensor) -> Tensor:
+    """[S,B,C] -> [S,B,1,1,C]."""
+    return statistic[:, :, None, None, :]
+
+
+def _plane_mean(z: Tensor) -> Tensor:
+    return z.mean((2, 3), keepdim=True)
+
+
+def _affine(xhat: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return xhat * _wide(gamma) + _wide(beta)
+
+
+def _normalise(z: Tensor) -> tuple[Tensor, Tensor]:
+    centred = z - _plane_mean(z)
+    rstd = (_plane_mean(centred.square()) + EPS).rsqrt()
+    return centred * rstd, rstd.flatten(2)
+
+
+def _norm_backward(g: Tensor, xhat: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """The cotangent of the convolution's output, before and after the factor rstd."""
+    inner = g - _plane_mean(g) - xhat * _plane_mean(g * xhat)
+    return inner, _planes(rstd) * inner
+
+
+def _images_first(z: Tensor) -> Tensor:
+    """[S,B,H,W,C] -> the [S*B,C,H,W] view torch's pooling takes (channels last in memory)."""
+    return z.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _pool(z: Tensor) -> Tensor:
+    pooled = F.avg_pool2d(_images_first(z), 2).permute(0, 2, 3, 1).contiguous()
+    return pooled.view(z.shape[0], z.shape[1], *pooled.shape[1:])
+
+
+def _unpool(gp: Tensor, like: Tensor) -> Tensor:
+    g = torch.ops.aten.avg_pool2d_backward(
+        _images_first(gp), _images_first(like), [2, 2], [2, 2], [0, 0], False, True, None
+    )
+    return g.permute(0, 2, 3, 1).reshape(like.shape)
+
+
+def _conv(a: Tensor, w: Tensor) -> Tensor:
+    """3x3 convolution, padding 1, one student after another."""
+    students = [
+        F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), padding=1).permute(0, 2, 3, 1)
+        for x, k in zip(a, w, strict=True)
+    ]
+    return torch.stack(students).contiguous() if len(students) > 1 else students[0][None].contiguous()
+
+
+def _conv_backward(
+    gz: Tensor, a: Tensor, w: Tensor, need_a: bool, need_w: bool
+) -> tuple[Tensor, Tensor]:
+    if not (need_a or need_w):
+        return gz.new_empty(0), gz.new_empty(0)
+    students = [
+        torch.ops.aten.convolution_backward(
+            g.permute(0, 3, 1, 2),
+            x.permute(0, 3, 1, 2),
+            k.permute(3, 2, 0, 1),
+            None,
+            [1, 1],
+            [1, 1],
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [need_a, need_w, False],
+        )
+        for g, x, k in zip(gz, a, w, strict=True)
+    ]
+    ga = torch.stack([s[0].permute(0, 2, 3, 1) for s in students]) if need_a else gz.new_empty(0)
+    gw = torch.stack([s[1].permute(2, 3, 1, 0) for s in students]) if need_w else gz.new_empty(0)
+    return ga.contiguous(), gw.contiguous()
+
+
+# --- which ReLUs are active, with a hook for tests of precision --------------------------------
+
+
+class _Masks:
+    recorded: list[Tensor] | None = None
+    replayed: Iterator[Tensor] | None = None
+
+
+def _active(n: Tensor) -> Tensor:
+    if _Masks.replayed is not None:
+        return next(_Masks.replayed).to(n.dtype)
+    mask = n > 0
+    if _Masks.recorded is not None:
+        _Masks.recorded.append(mask)
+    return mask.to(n.dtype)
+
+
+@contextmanager
+def recorded_masks() -> Iterator[list[Tensor]]:
+    """Record every ReLU mask, in the order of the calls: one flipped ReLU outweighs rounding."""
+    _Masks.recorded = masks = []
+    try:
+        yield masks
+    finally:
+        _Masks.recorded = None
+
+
+@contextmanager
+def replayed_masks(masks: Sequence[Tensor]) -> Iterator[None]:
+    """Use recorded masks, in order, in place of the sign of the input."""
+    _Masks.replayed = iter(masks)
+    try:
+        yield
+    finally:
+        _Masks.replayed = None
+
+
+# --- the head: linear classifier with softmax cross-entropy, mean over the batch ---------------
+
+
+def linear_xent(f: Tensor, w: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """f [S,B,D], w [S,K,D], b [S,K], y int64 [S,B] or probabilities [S,B,K]: loss [S], log p."""
+    logp = F.log_softmax(f @ w.mT + b[:, None], dim=-1)
+    return -(_target(y, logp) * logp).sum(-1).mean(-1), logp
+
+
+def linear_xent_backward(
+    f: Tensor, w: Tensor, logp: Tensor, y: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cotangents (f, w, b, y) of each student's loss; ``needs`` = (f, parameters)."""
+    need_f, need_parameters = needs
+    empty = f.new_empty(0)
+    g = _logit_gradient(logp, y)
+    gf = g @ w if need_f else empty
+    gy = -logp / f.shape[1] if y.is_floating_point() else empty
+    if not need_parameters:
+        return gf, empty, f.new_empty(0), gy
+    return gf, g.mT @ f, g.sum(1), gy
+
+
+def linear_xent_jvp(
+    f: Tensor, f_dot: Tensor, w: Tensor, w_dot: Tensor, b_dot: Tensor, logp: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tangents of the loss [S] and of the log-probabilities [S,B,K]."""
+    logit_dot = f_dot @ w.mT + f @ w_dot.mT + b_dot[:, None]
+    logp_dot = logit_dot - (logp.exp() * logit_dot).sum(-1, keepdim=True)
+    return -(_target(y, logp) * logp_dot).sum(-1).mean(-1), logp_dot
+
+
+def linear_xent_backward_jvp(
+    f: Tensor,
+    f_dot: Tensor,
+    w: Tensor,
+    w_dot: Tensor,
+    logp: Tensor,
+    logp_dot: Tensor,
+    y: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The tangent of ``linear_xent_backward``: (gf_dot, gw_dot, gb_dot, gy_dot, gf).
+
+    ``needs`` = (gf_dot, parameters, gf).
+    """
+    need_f_dot, need_parameters, need_f = needs
+    weight = y.sum(-1, keepdim=True) if y.is_floating_point() else 1.0
+    g = _logit_gradient(logp, y)
+    g_dot = logp.exp() * logp_dot * weight / f.shape[1]
+    gf_dot = g_dot @ w + g @ w_dot if need_f_dot else f.new_empty(0)
+    gf = g @ w if need_f else f.new_empty(0)
+    gy_dot = -logp_dot / f.shape[1] if y.is_floating_point() else f.new_empty(0)
+    if not need_parameters:
+        return gf_dot, f.new_empty(0), f.new_empty(0), gy_dot, gf
+    return gf_dot, g_dot.mT @ f + g.mT @ f_dot, g_dot.sum(1), gy_dot, gf
+
+
+def _target(y: Tensor, logp: Tensor) -> Tensor:
+    if y.is_floating_point():
+        return y
+    return torch.zeros_like(logp).scatter_(-1, y[..., None], 1.0)
+
+
+def _logit_gradient(logp: Tensor, y: Tensor) -> Tensor:
+    # learned labels need not sum to one: the softmax's share carries their sum
+    target = _target(y, logp)
+    return (logp.exp() * target.sum(-1, keepdim=True) - target) / logp.shape[1]
+
+
+# --- flat vectors ------------------------------------------------------------------------------
+
+
+def sgd_update(theta: Tensor, g: Tensor, lr: Tensor) -> Tensor:
+    """theta - lr * g, with lr a scalar or one a student [S]."""
+    return theta - lr.reshape(-1, 1) * g
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise inner product, [S,P] x [S,P] -> [S]."""
+    return (a * b).sum(-1)
+
+
+def sqdist(theta: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Row-wise squared distance [S] over the parameters kept (bool [P] or [S,P])."""
+    d = (theta - target).square()
+    return d.sum(-1) if keep is None else (d * keep).sum(-1)
+
+
+def gsam_perturb(theta: Tensor, g: Tensor, rho: float, adaptive: bool) -> Tensor:
+    """The weights GSAM climbs to before its second gradient (methods: FTD's experts)."""
+    scale = theta.abs() if adaptive else torch.ones_like(theta)
+    norm = (scale * g).norm(dim=-1, keepdim=True)
+    return theta + rho * scale.square() * g / (norm + 1e-12)
+
+
+def gsam_combine(g: Tensor, g_perturbed: Tensor, alpha: float) -> Tensor:
+    """GSAM's direction: g_perturbed less alpha times g's part orthogonal to it."""
+    norm = g.norm(dim=-1, keepdim=True)
+    norm_perturbed = g_perturbed.norm(dim=-1, keepdim=True)
+    cosine = dot(g, g_perturbed)[:, None] / (norm_perturbed * norm + 1e-12)
+    orthogonal = g - cosine * norm * g_perturbed / (norm_perturbed + 1e-12)
+    return g_perturbed - alpha * orthogonal
