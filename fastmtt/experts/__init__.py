@@ -1,0 +1,1 @@
+"""What is special to experts: where their trajectories are kept, how they are trained."""

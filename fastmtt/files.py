@@ -1,0 +1,164 @@
+"""Files written whole or not at all, and safetensors files that say what they are.
+
+Every file of ours carries JSON metadata with a `format`; a reader names the format it wants and
+gets one sentence where the file is damaged, foreign or of another kind.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastmtt.errors import FastmttError
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.tmp")
+_STALE_SECONDS = 3600.0  # a write takes seconds; an hour-old temporary file has no writer left
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, which takes the name `path` when the block ends well.
+
+    Readers see the old file or the new one, never a part; the content is on disk before the name
+    is. If the block raises, the temporary file is removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _to_disk(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _to_disk(path.parent)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Remove what killed writers left in `folder`; files of writers still alive stay.
+
+    Returns:
+        The removed paths, sorted.
+    """
+    removed = []
+    for path in sorted(folder.glob(".*.tmp")):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None:
+            continue
+        dead = match["host"] == _host() and not _alive(int(match["pid"]))
+        try:
+            if dead or time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
+                removed.append(path)
+        except FileNotFoundError:
+            continue  # another process swept it, or its writer finished
+    return removed
+
+
+def write_safetensors(
+    path: Path, kind: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write tensors and JSON metadata to `path` atomically.
+
+    Args:
+        path: The file; its folder is created.
+        kind: The format's name, stored as metadata `format`.
+        tensors: Name to tensor; moved to the CPU and made contiguous.
+        metadata: JSON-able values by name; each is stored as one JSON string.
+
+    Raises:
+        ValueError: A metadata value holds NaN or infinity, which JSON has no words for.
+    """
+    header = {
+        key: json.dumps(value, allow_nan=False)
+        for key, value in {**metadata, "format": kind}.items()
+    }
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(content, temporary, metadata=header)
+
+
+@contextmanager
+def open_safetensors(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a file written by `write_safetensors` without reading its tensors.
+
+    Yields:
+        safetensors' handle (`get_slice`, `get_tensor`, `keys`) and the metadata as JSON values.
+
+    Raises:
+        FastmttError: The file is missing, damaged, no safetensors file, or of another kind.
+    """
+    try:
+        handle = safe_open(path, framework="pt")
+        metadata = _metadata(handle.metadata() or {})
+    except FileNotFoundError:
+        raise FastmttError(f"{path}: there is no such file; a {kind} file was wanted") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise FastmttError(
+            f"{path} is damaged or no {kind} file ({_one_line(error)}); delete it or put it back whole"
+        ) from None
+    with handle:
+        if metadata.get("format") != kind:
+            raise FastmttError(
+                f"{path} is a safetensors file of another program or kind "
+                f"(its format is {metadata.get('format')!r}); a {kind} file was wanted"
+            )
+        yield handle, metadata
+
+
+def read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read all tensors and the metadata of a file written by `write_safetensors`.
+
+    Raises:
+        FastmttError: As `open_safetensors`.
+    """
+    with open_safetensors(path, kind) as (handle, metadata):
+        names = handle.keys()
+        # Cloned: the handle's tensors lie on the mapped file, which may change under them.
+        return {name: handle.get_tensor(name).clone() for name in names}, metadata
+
+
+def _metadata(header: Mapping[str, str]) -> dict[str, Any]:
+    """Parse our JSON strings; a foreign file's plain strings are no error, its NaN is."""
+    if not str(header.get("format", "")).startswith('"'):
+        return dict(header)
+    return {key: json.loads(text, parse_constant=_no_constant) for key, text in header.items()}
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} in the header")
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,98 @@
+"""Atomic writes: whole or nothing, with killed writers played by killed processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmtt.errors import FastmttError
+from fastmtt.files import read_safetensors, replacing, sweep, write_safetensors
+
+KIND = "fastmtt test 1"
+
+
+def test_replacing_gives_the_whole_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.txt"
+    with replacing(target) as temporary:
+        temporary.write_text("one")
+        assert not target.exists()
+    assert target.read_text() == "one"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), replacing(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("disk full")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def _start_writer(target: Path) -> subprocess.Popen[str]:
+    """A process that is in the middle of writing `target` and stays there."""
+    program = (
+        "import sys, time; from pathlib import Path; from fastmtt.files import replacing\n"
+        "with replacing(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", program, str(target)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "writing\n"
+    return writer
+
+
+def test_sweep_spares_a_living_writer_and_removes_a_killed_ones_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    writer = _start_writer(target)
+    try:
+        assert sweep(tmp_path) == []
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        leftovers = [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+        assert len(leftovers) == 1
+        assert sweep(tmp_path) == leftovers
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_sweep_takes_another_machines_file_only_when_it_is_old(tmp_path: Path) -> None:
+    other = tmp_path / f".a.txt.elsewhere.{os.getpid()}.tmp"
+    other.write_text("half")
+    theirs = tmp_path / ".config.tmp"
+    theirs.write_text("no file of ours")
+    assert sweep(tmp_path) == []
+    os.utime(other, (time.time() - 7200,) * 2)
+    os.utime(theirs, (time.time() - 7200,) * 2)
+    assert sweep(tmp_path) == [other]
+    assert theirs.exists()
+
+
+def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).t(), "b": torch.tensor(3, dtype=torch.int64)}
+    metadata = {"list": [1, 2.5, None], "text": "µ", "nested": {"yes": True}}
+    write_safetensors(tmp_path / "f.safetensors", KIND, tensors, metadata)
+    back, header = read_safetensors(tmp_path / "f.safetensors", KIND)
+    assert torch.equal(back["a"], tensors["a"]) and torch.equal(back["b"], tensors["b"])
+    assert header == {**metadata, "format": KIND}
+
+
+def test_nan_is_refused_on_writing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_safetensors(tmp_path / "f", KIND, {"a": torch.ones(1)}, {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FastmttError, match=r"nowhere\.safetensors: there is no such file"):
+        read_safetensors(tmp_path / "nowhere.safetensors", KIND)
