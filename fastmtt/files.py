@@ -98,13 +98,14 @@ def open_safetensors(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any
         FastmttError: The file is missing, damaged, no safetensors file, or of another kind.
     """
     try:
-        handle = safe_open(path, framework="pt")
+        handle: Any = safe_open(path, framework="pt")
         metadata = _metadata(handle.metadata() or {})
     except FileNotFoundError:
         raise FastmttError(f"{path}: there is no such file; a {kind} file was wanted") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise FastmttError(
-            f"{path} is damaged or no {kind} file ({_one_line(error)}); delete it or put it back whole"
+            f"{path} is damaged or no {kind} file ({_one_line(error)}); "
+            "delete it or put it back whole"
         ) from None
     with handle:
         if metadata.get("format") != kind:

@@ -52,9 +52,7 @@ class TrajectoryStore:
         """Give the file of expert `index`."""
         return self.root / f"expert_{index:05d}.safetensors"
 
-    def write(
-        self, index: int, trajectory: Tensor, meta: Mapping[str, Any] | None = None
-    ) -> Path:
+    def write(self, index: int, trajectory: Tensor, meta: Mapping[str, Any] | None = None) -> Path:
         """Write one expert atomically; what killed runs left half-written is removed first.
 
         Args:
@@ -157,7 +155,8 @@ class TrajectoryStore:
 
 def _as_json(meta: Mapping[str, Any]) -> dict[str, Any]:
     """Bring metadata into the form it has after a round trip (tuples become lists)."""
-    return json.loads(json.dumps(dict(meta), allow_nan=False))
+    copy: dict[str, Any] = json.loads(json.dumps(dict(meta), allow_nan=False))
+    return copy
 
 
 def _first_missing(metadata: Mapping[str, Any]) -> str:
@@ -165,7 +164,7 @@ def _first_missing(metadata: Mapping[str, Any]) -> str:
 
 
 def _first_difference(where: str, got: Any, wanted: Any) -> str:
-    """Say where `got` first departs from `wanted`; what `wanted` does not name is free at the top."""
+    """Say where `got` first departs from `wanted`; at the top, unnamed keys are free."""
     if isinstance(got, dict) and isinstance(wanted, dict):
         keys = wanted if not where else {**wanted, **got}
         for key in keys:
@@ -181,7 +180,7 @@ def _first_difference(where: str, got: Any, wanted: Any) -> str:
     if isinstance(got, list) and isinstance(wanted, list) and got != wanted:
         if len(got) != len(wanted):
             return f"its {where} has {len(got)} entries, wanted {len(wanted)}"
-        place = next(i for i, pair in enumerate(zip(got, wanted, strict=True)) if pair[0] != pair[1])
+        place = next(i for i in range(len(got)) if got[i] != wanted[i])
         return f"its {where}[{place}] is {_short(got[place])}, wanted {_short(wanted[place])}"
     if got != wanted:
         return f"its {where} is {_short(got)}, wanted {_short(wanted)}"

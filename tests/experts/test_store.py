@@ -107,15 +107,18 @@ def test_snapshots_out_of_range_are_refused(store: TrajectoryStore) -> None:
         assert "expert_00000.safetensors" in str(refused.value)
 
 
-@pytest.mark.parametrize("change", [
-    {"network": "ConvNetD4"},
-    {"dataset": "CIFAR10"},
-    {"space": {"kind": "normalised", "mean": [0.25], "std": [0.75]}},
-    {"space": {"kind": "zca", "digest": "ab"}},
-    {"recipe": {"lr_teacher": 0.02, "decay": False}},
-    {"names": ["w", "c"]},
-    {"shapes": [[3, 2], [2]]},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": "ConvNetD4"},
+        {"dataset": "CIFAR10"},
+        {"space": {"kind": "normalised", "mean": [0.25], "std": [0.75]}},
+        {"space": {"kind": "zca", "digest": "ab"}},
+        {"recipe": {"lr_teacher": 0.02, "decay": False}},
+        {"names": ["w", "c"]},
+        {"shapes": [[3, 2], [2]]},
+    ],
+)
 def test_an_expert_of_another_kind_is_refused_by_name(
     store: TrajectoryStore, change: dict[str, Any]
 ) -> None:
@@ -187,7 +190,7 @@ def test_wrong_contents_are_refused(store: TrajectoryStore) -> None:
         (raw_header(**{**good, "recipe": '{"lr_teacher": NaN}'}), "NaN in the header"),
         (raw_header(**{**good, "recipe": "[" * 100_000}), "damaged"),
         (raw_header(**{k: v for k, v in good.items() if k != "space"}), "nothing of its space"),
-        (raw_header(**{**good, "shapes": "[[2, 3], [3]]"}), "rows have 8 weights, its shapes say 9"),
+        (raw_header(**{**good, "shapes": "[[2, 3], [3]]"}), "8 weights, its shapes say 9"),
         (raw_header(**{**good, "shapes": '"wide"'}), "names and shapes do not describe"),
         (json.dumps(raw_header(**good)).replace("[4, 8]", "[32]"), "wanted float32"),
         (json.dumps(raw_header(**good)).replace("[4, 8]", "[4, 2, 4]"), "wanted float32"),
@@ -216,7 +219,8 @@ def test_what_makes_no_expert_is_not_written(store: TrajectoryStore) -> None:
     diverged[2, 5] = float("nan")
     with pytest.raises(FastmttError, match=r"expert 1 diverged.*snapshot 2 .*lower lr_teacher"):
         store.write(1, diverged, META)
-    for wrong in (trajectory(1).double(), trajectory(1)[0], trajectory(1)[:1], trajectory(1)[:, :7]):
+    good = trajectory(1)
+    for wrong in (good.double(), good[0], good[:1], good[:, :7]):
         with pytest.raises(ValueError, match="expert 1: its"):
             store.write(1, wrong, META)
     with pytest.raises(ValueError, match="nothing of its recipe"):
@@ -247,12 +251,15 @@ def test_a_killed_writer_leaves_no_expert_and_is_cleaned_up(tmp_path: Path) -> N
     assert store.missing(2) == [0]
 
 
-@pytest.mark.parametrize(("dataset", "model", "zca", "folder"), [
-    ("CIFAR10", "ConvNet", True, "b/CIFAR10/ConvNet"),
-    ("CIFAR10", "ConvNet", False, "b/CIFAR10_NO_ZCA/ConvNet"),
-    ("CIFAR100", "ConvNet", False, "b/CIFAR100_NO_ZCA/ConvNet"),
-    ("Tiny", "ConvNetD4", False, "b/Tiny/ConvNetD4"),
-    ("digits", "ConvNetD2W32", True, "b/digits/ConvNetD2W32"),
-])
+@pytest.mark.parametrize(
+    ("dataset", "model", "zca", "folder"),
+    [
+        ("CIFAR10", "ConvNet", True, "b/CIFAR10/ConvNet"),
+        ("CIFAR10", "ConvNet", False, "b/CIFAR10_NO_ZCA/ConvNet"),
+        ("CIFAR100", "ConvNet", False, "b/CIFAR100_NO_ZCA/ConvNet"),
+        ("Tiny", "ConvNetD4", False, "b/Tiny/ConvNetD4"),
+        ("digits", "ConvNetD2W32", True, "b/digits/ConvNetD2W32"),
+    ],
+)
 def test_store_path_is_the_fields(dataset: str, model: str, zca: bool, folder: str) -> None:
     assert store_path("b", dataset, model, zca) == Path(folder)
