@@ -1,0 +1,64 @@
+"""Students: networks as the two verbs the sweeps are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from fastmtt import draws
+from fastmtt.student.base import Student, flatten_parameters
+from fastmtt.student.convnet import ConvNetStudent
+from fastmtt.student.heads import LossFunction
+from fastmtt.student.module import ModuleStudent
+from fastmtt.student.structure import Structure, find_structure
+
+__all__ = [
+    "ConvNetStudent",
+    "LossFunction",
+    "ModuleStudent",
+    "Student",
+    "flatten_parameters",
+    "initial_weights",
+    "make_student",
+]
+
+_structures: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Structure | str]]
+_structures = WeakKeyDictionary()
+
+
+def make_student(
+    module: nn.Module, image_shape: tuple[int, ...], loss_fn: LossFunction | None = None
+) -> Student:
+    """The fastest exact student for a module.
+
+    Args:
+        module: a network from images [B,C,H,W] to logits [B,K]; its weights are not used.
+        image_shape: (C, H, W).
+        loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
+
+    Returns:
+        A ``ConvNetStudent`` where the module's structure is the ConvNet's, else ``ModuleStudent``.
+
+    Raises:
+        ValueError: the module keeps statistics or draws numbers in its forward.
+    """
+    known = _structures.setdefault(module, {})
+    if image_shape not in known:
+        known[image_shape] = find_structure(module, image_shape)
+    structure = known[image_shape]
+    if isinstance(structure, Structure):
+        return ConvNetStudent(module, structure, loss_fn)
+    return ModuleStudent(module, loss_fn)
+
+
+def initial_weights(make: Callable[[], nn.Module], seed: int, what: str, *index: int) -> Tensor:
+    """Fresh weights [P] of the network ``make`` builds, a function of the key alone.
+
+    Torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draws.torch_seed(seed, what, *index))
+        return flatten_parameters(make()).float()

@@ -1,0 +1,130 @@
+"""Recognising a ConvNet by its structure, whoever wrote the class."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastmtt.ops.reference import EPS
+
+GROUP = 4  # modules a block: convolution, norm, ReLU, pooling
+
+
+class Structure(NamedTuple):
+    """What the compiled ops need to know of a ConvNet.
+
+    Attributes:
+        channels: Cin of each block, and the last block's Cout: depth + 1 numbers.
+        border: zero pixels round the image before the first block's own padding of 1.
+        grid: height and width of the last block's output.
+        classes: K.
+    """
+
+    channels: tuple[int, ...]
+    border: int
+    grid: tuple[int, int]
+    classes: int
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks."""
+        return len(self.channels) - 1
+
+
+def find_structure(module: nn.Module, image_shape: tuple[int, ...]) -> Structure | str:
+    """The module's ConvNet structure, or the reason why it has none.
+
+    The match is by layers (``features`` of blocks, ``classifier``), then proved once by comparing
+    the module's logits on random images with the same layers applied one by one.
+    """
+    children = dict(module.named_children())
+    features, classifier = children.get("features"), children.get("classifier")
+    if set(children) != {"features", "classifier"} or not isinstance(features, nn.Sequential):
+        return "its children are not `features` (nn.Sequential) and `classifier`"
+    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+        return "its classifier is not nn.Linear with a bias"
+    layers = list(features)
+    if not layers or len(layers) % GROUP:
+        return "its features are not blocks of convolution, norm, ReLU, pooling"
+    if len(image_shape) != 3:
+        return f"its inputs of shape {tuple(image_shape)} are not images (C, H, W)"
+
+    border, grid = 0, (image_shape[1], image_shape[2])
+    channels = [image_shape[0]]
+    for block in range(0, len(layers), GROUP):
+        conv, norm, relu, pool = layers[block : block + GROUP]
+        reason = _conv_reason(conv, first=block == 0) or _rest_reason(conv, norm, relu, pool)
+        if reason is not None:
+            return f"block {block // GROUP + 1}: {reason}"
+        assert isinstance(conv, nn.Conv2d) and isinstance(conv.padding[0], int)
+        if block == 0:
+            border = conv.padding[0] - 1
+            grid = (grid[0] + 2 * border, grid[1] + 2 * border)
+        grid = (grid[0] // 2, grid[1] // 2)
+        channels += [conv.out_channels]
+    inputs = [layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)]
+    if inputs != channels[:-1] or classifier.in_features != channels[-1] * grid[0] * grid[1]:
+        return f"its channels do not fit images of shape {tuple(image_shape)}"
+    if [name for name, _ in module.named_parameters()] != _parameter_names(len(layers)):
+        return "its parameters are not those of its layers alone, in order"
+    if not _is_plain_chain(module, features, classifier, image_shape):
+        return "its forward is not features, flatten, classifier"
+    return Structure(tuple(channels), border, grid, classifier.out_features)
+
+
+def _parameter_names(layers: int) -> list[str]:
+    modules = [f"features.{i + j}" for i in range(0, layers, GROUP) for j in (0, 1)]
+    return [f"{m}.{p}" for m in [*modules, "classifier"] for p in ("weight", "bias")]
+
+
+def _conv_reason(conv: nn.Module, *, first: bool) -> str | None:
+    if not isinstance(conv, nn.Conv2d) or conv.bias is None:
+        return "no nn.Conv2d with a bias"
+    pads = conv.padding
+    plain = (
+        conv.kernel_size == (3, 3)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+    )
+    padded = isinstance(pads, tuple) and pads[0] == pads[1] and (pads[0] >= 1 if first else pads[0] == 1)
+    return None if plain and padded else "its convolution is not 3x3 with stride 1 and padding 1"
+
+
+def _rest_reason(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module) -> str | None:
+    assert isinstance(conv, nn.Conv2d)
+    if not (
+        isinstance(norm, nn.GroupNorm)
+        and norm.num_groups == norm.num_channels == conv.out_channels
+        and norm.affine
+        and norm.eps == EPS
+    ):
+        return "its norm is not GroupNorm with one channel a group, affine, eps 1e-5"
+    if not isinstance(relu, nn.ReLU):
+        return "its activation is not ReLU"
+    if not isinstance(pool, nn.AvgPool2d) or (pool.kernel_size, pool.stride, pool.padding) not in [
+        (kernel, stride, pad) for kernel in (2, (2, 2)) for stride in (2, (2, 2)) for pad in (0, (0, 0))
+    ]:
+        return "its pooling is not 2x2 averaging"
+    if pool.ceil_mode or pool.divisor_override not in (None, 4):
+        return "its pooling is not plain 2x2 averaging"
+    return None
+
+
+def _is_plain_chain(
+    module: nn.Module, features: nn.Sequential, classifier: nn.Linear, image_shape: tuple[int, ...]
+) -> bool:
+    weight = classifier.weight
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *image_shape, generator=generator).to(weight.device, weight.dtype)
+    with torch.no_grad():
+        try:
+            logits = module(x.clone())
+        except Exception:  # the caller's own forward: whatever it raises, it is not the chain
+            return False
+        chain = F.linear(features(x).flatten(1), weight, classifier.bias)
+    return isinstance(logits, torch.Tensor) and bool(torch.equal(logits, chain))
+
