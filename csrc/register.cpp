@@ -1,0 +1,54 @@
+// Every op's schema, once. Kernels attach to them in csrc/cpu and csrc/cuda; an op that a device
+// lacks is served by fastmtt/ops/reference.py, which also says what each op computes.
+//
+// Shapes: activations [S,B,H,W,C], conv weights [S,3,3,Cin,Cout], gamma and beta [S,C],
+// rstd [S,B,C], flat vectors [S,P]. A result that `needs` does not ask for has shape [0].
+
+#include <Python.h>
+#include <torch/library.h>
+
+TORCH_LIBRARY(fastmtt, m) {
+  m.def(
+      "conv_block(Tensor a, Tensor w, Tensor gamma, Tensor beta)"
+      " -> (Tensor p, Tensor xhat, Tensor rstd)");
+  m.def(
+      "conv_block_backward(Tensor gp, Tensor a, Tensor w, Tensor gamma, Tensor beta, Tensor xhat,"
+      " Tensor rstd, bool[2] needs) -> (Tensor ga, Tensor gw, Tensor ggamma, Tensor gbeta)");
+  m.def(
+      "conv_block_jvp(Tensor a, Tensor? a_dot, Tensor w, Tensor w_dot, Tensor gamma,"
+      " Tensor gamma_dot, Tensor beta, Tensor beta_dot, Tensor? xhat, Tensor? rstd)"
+      " -> (Tensor p, Tensor p_dot, Tensor xhat_dot, Tensor rstd_dot, Tensor xhat, Tensor rstd)");
+  m.def(
+      "conv_block_backward_jvp(Tensor gp, Tensor gp_dot, Tensor a, Tensor? a_dot, Tensor w,"
+      " Tensor w_dot, Tensor gamma, Tensor gamma_dot, Tensor beta, Tensor xhat, Tensor rstd,"
+      " Tensor xhat_dot, Tensor rstd_dot, bool[3] needs)"
+      " -> (Tensor ga_dot, Tensor gw_dot, Tensor ggamma_dot, Tensor gbeta_dot, Tensor ga)");
+
+  m.def("linear_xent(Tensor f, Tensor w, Tensor b, Tensor y) -> (Tensor loss, Tensor logp)");
+  m.def(
+      "linear_xent_backward(Tensor f, Tensor w, Tensor logp, Tensor y, bool[2] needs)"
+      " -> (Tensor gf, Tensor gw, Tensor gb, Tensor gy)");
+  m.def(
+      "linear_xent_jvp(Tensor f, Tensor f_dot, Tensor w, Tensor w_dot, Tensor b_dot, Tensor logp,"
+      " Tensor y) -> (Tensor loss_dot, Tensor logp_dot)");
+  m.def(
+      "linear_xent_backward_jvp(Tensor f, Tensor f_dot, Tensor w, Tensor w_dot, Tensor logp,"
+      " Tensor logp_dot, Tensor y, bool[3] needs)"
+      " -> (Tensor gf_dot, Tensor gw_dot, Tensor gb_dot, Tensor gy_dot, Tensor gf)");
+
+  m.def("sgd_update(Tensor theta, Tensor g, Tensor lr) -> Tensor");
+  m.def("dot(Tensor a, Tensor b) -> Tensor");
+  m.def("sqdist(Tensor theta, Tensor target, Tensor? keep=None) -> Tensor");
+
+  m.def("dsa(Tensor x, Tensor kind, Tensor values, float cutout) -> Tensor");
+  m.def("dsa_transpose(Tensor g, Tensor kind, Tensor values, float cutout) -> Tensor");
+
+  m.def("gsam_perturb(Tensor theta, Tensor g, float rho, bool adaptive) -> Tensor");
+  m.def("gsam_combine(Tensor g, Tensor g_perturbed, float alpha) -> Tensor");
+}
+
+// An empty module: importing fastmtt._C loads the library, whose initialisers register the ops.
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr};
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,1 @@
+"""Empty: importing it registers the compiled ops with torch."""

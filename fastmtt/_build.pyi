@@ -1,0 +1,11 @@
+from typing import TypedDict
+
+class Build(TypedDict):
+    compiler: str
+    flags: str
+    torch: str
+    cuda: str
+    instruction_sets: list[str]
+
+def build() -> Build: ...
+def processor() -> dict[str, bool]: ...
