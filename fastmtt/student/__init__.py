@@ -20,6 +20,7 @@ __all__ = [
     "LossFunction",
     "ModuleStudent",
     "Student",
+    "convnet_structure",
     "flatten_parameters",
     "initial_weights",
     "make_student",
@@ -45,13 +46,18 @@ def make_student(
     Raises:
         ValueError: the module keeps statistics or draws numbers in its forward.
     """
-    known = _structures.setdefault(module, {})
-    if image_shape not in known:
-        known[image_shape] = find_structure(module, image_shape)
-    structure = known[image_shape]
+    structure = convnet_structure(module, image_shape)
     if isinstance(structure, Structure):
         return ConvNetStudent(module, structure, loss_fn)
     return ModuleStudent(module, loss_fn)
+
+
+def convnet_structure(module: nn.Module, image_shape: tuple[int, ...]) -> Structure | str:
+    """The module's ConvNet structure or why it has none, found once a module and image shape."""
+    known = _structures.setdefault(module, {})
+    if image_shape not in known:
+        known[image_shape] = find_structure(module, image_shape)
+    return known[image_shape]
 
 
 def initial_weights(make: Callable[[], nn.Module], seed: int, what: str, *index: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +40,7 @@ class ConvNetStudent(Student):
         super().__init__(module)
         self.structure = structure
         self.head = make_head(loss_fn)
-        self._order = _packed_order(structure)
-        self._inverse = self._order.argsort()
+        self._order, self._inverse = _packed_order(structure)
 
     def pack(self, flat: Tensor) -> Tensor:
         """See :meth:`Student.pack`."""
@@ -148,12 +148,16 @@ class ConvNetStudent(Student):
 
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
         """See :meth:`Student.logits`."""
+        with torch.no_grad():
+            return self.forward(theta, x, lambda *inputs: ops.conv_block(*inputs)[0])
+
+    def forward(self, theta: Tensor, x: Tensor, block_fn: Callable[..., Tensor]) -> Tensor:
+        """Logits [S,B,K] with ``block_fn`` computing each block's (a, w, gamma, beta)."""
         blocks, w, b = self._split(theta)
         a = self._images(x)
         for block in blocks:
-            a = ops.conv_block(a, block.w, block.gamma, block.beta)[0]
-        logits: Tensor = a.flatten(2) @ w.mT + b[:, None]
-        return logits
+            a = block_fn(a, block.w, block.gamma, block.beta)
+        return a.flatten(2) @ w.mT + b[:, None]
 
     def tape_options(self, x: Tensor) -> list[TapeOption]:
         """Normalised outputs spare a convolution, pooled cotangents an input gradient.
@@ -205,8 +209,9 @@ class ConvNetStudent(Student):
         return blocks, w, take(self.structure.classes)
 
 
-def _packed_order(structure: Structure) -> Tensor:
-    """Position in the public flat vector of each packed entry, int64 [P]."""
+@cache
+def _packed_order(structure: Structure) -> tuple[Tensor, Tensor]:
+    """Position in the public flat vector of each packed entry, int64 [P], and the inverse."""
     pieces, offset = [], 0
 
     def take(*shape: int) -> Tensor:
@@ -221,4 +226,5 @@ def _packed_order(structure: Structure) -> Tensor:
         pieces += [take(c_out), take(c_out), take(c_out)]
     pieces += [take(structure.classes, channels[-1], *structure.grid).permute(0, 2, 3, 1)]
     pieces += [take(structure.classes)]
-    return torch.cat([piece.reshape(-1) for piece in pieces])
+    order = torch.cat([piece.reshape(-1) for piece in pieces])
+    return order, order.argsort()

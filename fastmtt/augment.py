@@ -1,0 +1,179 @@
+"""DSA, differentiable siamese augmentation, with its draws as data.
+
+``draw`` makes parameters, ``apply`` uses them, ``pull_back`` carries cotangents through: nothing of
+the augmented images needs to be kept. The maps themselves are ops (:mod:`.ops.reference_dsa`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmtt import ops
+from fastmtt.errors import FastmttError
+from fastmtt.ops.reference_dsa import KINDS
+
+FULL = "color_crop_cutout_flip_scale_rotate"
+
+
+class Parameters(NamedTuple):
+    """One batch's augmentation for S students: L operations one after another.
+
+    Attributes:
+        kind: int64 [L,S], index into ``KINDS``.
+        values: float32 [L,S,B,3], see ``ops.reference_dsa``.
+    """
+
+    kind: Tensor
+    values: Tensor
+
+
+Uniform = Callable[[int], Tensor]
+Integers = Callable[[int, int, int], Tensor]
+
+
+class DSA:
+    """Zhao & Bilen's augmentation with the published constants as defaults.
+
+    Args:
+        strategy: operations joined by ``_``; "none" for the identity.
+        mode: "S" draws one operation a batch, "M" applies all in order.
+        prob_flip: chance of a mirror image.
+        ratio_scale: largest factor of a zoom in or out.
+        ratio_rotate: largest angle in degrees.
+        ratio_crop_pad: largest shift over the image's size.
+        ratio_cutout: side of the square set to zero over the image's size.
+        brightness: width of the interval round 0 of added brightness.
+        saturation: largest saturation factor.
+        contrast: smallest contrast factor; the largest is 1 more.
+
+    Raises:
+        FastmttError: an operation or the mode is unknown.
+    """
+
+    def __init__(
+        self,
+        strategy: str = FULL,
+        *,
+        mode: str = "S",
+        prob_flip: float = 0.5,
+        ratio_scale: float = 1.2,
+        ratio_rotate: float = 15.0,
+        ratio_crop_pad: float = 0.125,
+        ratio_cutout: float = 0.5,
+        brightness: float = 1.0,
+        saturation: float = 2.0,
+        contrast: float = 0.5,
+    ) -> None:
+        names = [] if strategy.lower() == "none" else strategy.split("_")
+        for name in names:
+            if name not in KINDS[1:]:
+                raise FastmttError(
+                    f"augmentation {name!r} in strategy {strategy!r} is not known; "
+                    f"known are {', '.join(KINDS[1:])}, joined by '_', or 'none'"
+                )
+        if mode not in ("S", "M"):
+            raise FastmttError(f"augmentation mode must be 'S' or 'M', got {mode!r}")
+        self.names, self.mode = names, mode
+        self.prob_flip, self.ratio_scale, self.ratio_rotate = prob_flip, ratio_scale, ratio_rotate
+        self.ratio_crop_pad, self.ratio_cutout = ratio_crop_pad, ratio_cutout
+        self.brightness, self.saturation, self.contrast = brightness, saturation, contrast
+
+    def draw(
+        self, rng: np.random.Generator, batch: int, image_shape: Sequence[int]
+    ) -> Parameters:
+        """Parameters of one student's batch, by key (see :mod:`.draws`).
+
+        Args:
+            rng: the key's generator.
+            batch: number of images B.
+            image_shape: (C, H, W).
+        """
+
+        def uniform(n: int) -> Tensor:
+            return torch.from_numpy(rng.random(n, dtype=np.float32))
+
+        def integers(low: int, high: int, n: int) -> Tensor:
+            return torch.from_numpy(rng.integers(low, high, n))
+
+        return self._draw(uniform, integers, batch, image_shape)
+
+    def draw_published(
+        self, generator: torch.Generator, batch: int, image_shape: Sequence[int]
+    ) -> Parameters:
+        """The same by torch's generator, in the order of the published programs' draws."""
+
+        def uniform(n: int) -> Tensor:
+            return torch.rand(n, generator=generator)
+
+        def integers(low: int, high: int, n: int) -> Tensor:
+            return torch.randint(low, high, (n,), generator=generator)
+
+        return self._draw(uniform, integers, batch, image_shape)
+
+    @staticmethod
+    def stack(students: Sequence[Parameters]) -> Parameters:
+        """Parameters of S students from theirs one by one."""
+        return Parameters(*(torch.cat(parts, dim=1) for parts in zip(*students, strict=True)))
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Augment images [S,B,C,H,W]."""
+        for kind, values in zip(*parameters, strict=True):
+            x = ops.dsa(x, kind, values.to(x.device), self.ratio_cutout)
+        return x
+
+    def pull_back(self, g: Tensor, parameters: Parameters) -> Tensor:
+        """Cotangent of the images from that of the augmented images."""
+        for kind, values in zip(*(p.flip(0) for p in parameters), strict=True):
+            g = ops.dsa_transpose(g, kind, values.to(g.device), self.ratio_cutout)
+        return g
+
+    def _draw(
+        self, uniform: Uniform, integers: Integers, batch: int, image_shape: Sequence[int]
+    ) -> Parameters:
+        names = self.names
+        if names and self.mode == "S":
+            names = [names[int(integers(0, len(names), 1))]]
+        kind = torch.tensor([KINDS.index(name) for name in names], dtype=torch.int64)
+        values = torch.zeros(len(names), 1, batch, 3)
+        for row, name in zip(values, names, strict=True):
+            columns = self._values(name, uniform, integers, batch, image_shape)
+            row[0, :, : len(columns)] = torch.stack([c.float() for c in columns], dim=1)
+        return Parameters(kind[:, None], values)
+
+    def _values(
+        self,
+        name: str,
+        uniform: Uniform,
+        integers: Integers,
+        batch: int,
+        image_shape: Sequence[int],
+    ) -> list[Tensor]:
+        """An operation's values in the published order of draws, one tensor [B] a column."""
+        _, height, width = image_shape
+        match name:
+            case "color":
+                return [
+                    (uniform(batch) - 0.5) * self.brightness,
+                    uniform(batch) * self.saturation,
+                    uniform(batch) + self.contrast,
+                ]
+            case "crop":
+                shifts = [int(size * self.ratio_crop_pad + 0.5) for size in (height, width)]
+                return [integers(-shift, shift + 1, batch) for shift in shifts]
+            case "cutout":
+                holes = [int(size * self.ratio_cutout + 0.5) for size in (height, width)]
+                return [
+                    integers(0, size + (1 - hole % 2), batch)
+                    for size, hole in zip((height, width), holes, strict=True)
+                ]
+            case "flip":
+                return [(uniform(batch) < self.prob_flip).float()]
+            case "scale":
+                low, high = 1 / self.ratio_scale, self.ratio_scale
+                return [uniform(batch) * (high - low) + low for _ in range(2)]
+        return [(uniform(batch) - 0.5) * 2 * self.ratio_rotate * torch.pi / 180]

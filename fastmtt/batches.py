@@ -1,0 +1,207 @@
+"""A matching iteration's batches: which rows of the synthetic set, augmented how, and back again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmtt import draws as keyed
+from fastmtt.augment import DSA, Parameters
+
+Augment = DSA | Callable[[Tensor], Tensor]
+logger = logging.getLogger("fastmtt")
+
+
+class Draws(NamedTuple):
+    """One iteration's random choices as data.
+
+    Attributes:
+        indices: for each of the N steps int64 [S,b], rows of the set.
+        parameters: for each step the augmentation's parameters; None without DSA.
+    """
+
+    indices: list[Tensor]
+    parameters: list[Parameters] | None
+
+
+def draw(
+    *,
+    seed: int,
+    steps: int,
+    segments: int,
+    n: int,
+    batch_size: int | None,
+    image_shape: Sequence[int],
+    augment: Augment | None = None,
+    indices: Sequence[Tensor] | None = None,
+    index: tuple[int, ...] = (),
+    first_segment: int = 0,
+) -> Draws:
+    """An iteration's draws by key; segment s draws the same whatever runs beside it.
+
+    Args:
+        seed: the key's seed.
+        steps: N.
+        segments: S.
+        n: rows of the set.
+        batch_size: rows a step; None for all.
+        image_shape: (C, H, W).
+        augment: parameters are drawn if it is a DSA.
+        indices: given rows, N tensors [b] or [S,b], in place of drawn ones.
+        index: further numbers of the key, for example the iteration.
+        first_segment: the number of the first segment.
+    """
+    numbers = range(first_segment, first_segment + segments)
+    if indices is not None:
+        rows = _given(indices, steps, segments, n)
+    else:
+        batch = min(batch_size or n, n)
+        streams = [keyed.stream(seed, "batch", *index, s) for s in numbers]
+        drawn = [keyed.batch_indices(rng, n, batch, steps) for rng in streams]
+        rows = [torch.stack(step) for step in zip(*drawn, strict=True)]
+    if not isinstance(augment, DSA):
+        return Draws(rows, None)
+    streams = [keyed.stream(seed, "dsa", *index, s) for s in numbers]
+    parameters = [[augment.draw(rng, r.shape[1], image_shape) for r in rows] for rng in streams]
+    return Draws(rows, [DSA.stack(step) for step in zip(*parameters, strict=True)])
+
+
+def draw_published(
+    generator: torch.Generator,
+    *,
+    steps: int,
+    segments: int,
+    n: int,
+    batch_size: int | None,
+    image_shape: Sequence[int],
+    augment: DSA | None = None,
+) -> Draws:
+    """An iteration's draws by torch's generator, in the order the published programs draw.
+
+    Each step draws a permutation if the last one is used up, then its augmentation; segments come
+    one after the other.
+    """
+    rows: list[list[Tensor]] = []
+    parameters: list[list[Parameters]] = []
+    batch = min(batch_size or n, n)
+    for _ in range(segments):
+        chunks: list[Tensor] = []
+        rows.append([])
+        parameters.append([])
+        for _ in range(steps):
+            picked = keyed.published_batch_indices(generator, n, batch, chunks)
+            rows[-1].append(picked)
+            if augment is not None:
+                parameters[-1].append(
+                    augment.draw_published(generator, len(picked), image_shape)
+                )
+    indices = [torch.stack(step) for step in zip(*rows, strict=True)]
+    if augment is None:
+        return Draws(indices, None)
+    return Draws(indices, [DSA.stack(step) for step in zip(*parameters, strict=True)])
+
+
+class SyntheticSteps:
+    """The synthetic set as batches for the sweeps; gathers cotangents into ``gx`` and ``gy``.
+
+    With DSA a batch is augmented again on the adjoint sweep. An augmentation that is not ours is
+    called once a step; its output and graph are kept, and its vector-Jacobian product is taken.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        segments: int,
+        draws: Draws,
+        augment: Augment | None,
+    ) -> None:
+        """Take the set [n,C,H,W] with its labels, shared by the segments."""
+        self.images, self.labels, self.augment = images.detach(), labels.detach(), augment
+        self.draws, self.segments = draws, segments
+        self.needs: frozenset[str] = frozenset()
+        self.gx: Tensor | None = None
+        self.gy: Tensor | None = None
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.draws.indices)
+
+    def want(self, images: bool, labels: bool) -> None:
+        """Say which cotangents to gather, and start them at zero."""
+        labels = labels and self.labels.is_floating_point()
+        self.needs = frozenset(["x"] * images + ["y"] * labels)
+        self.gx = torch.zeros_like(self.images) if images else None
+        self.gy = torch.zeros_like(self.labels) if labels else None
+
+    def batch(self, t: int) -> tuple[Tensor, Tensor]:
+        """Augmented images [S,b,C,H,W] and labels [S,b] or [S,b,K] of step t."""
+        rows = self.draws.indices[t].to(self.images.device)
+        return self._augmented(t, rows), self.labels[rows]
+
+    def pull_back(self, t: int, gx: Tensor | None, gy: Tensor | None) -> None:
+        """Carry cotangents through the augmentation and add them to their rows."""
+        rows = self.draws.indices[t].to(self.images.device).flatten()
+        if gx is not None and self.gx is not None:
+            self.gx.index_add_(0, rows, self._unaugmented(t, gx).flatten(0, 1))
+        if gy is not None and self.gy is not None:
+            self.gy.index_add_(0, rows, gy.flatten(0, 1))
+
+    def _augmented(self, t: int, rows: Tensor) -> Tensor:
+        x = self.images[rows]
+        if self.augment is None:
+            return x
+        if isinstance(self.augment, DSA):
+            assert self.draws.parameters is not None
+            return self.augment.apply(x, self.draws.parameters[t])
+        if t not in self._kept:
+            with torch.enable_grad():
+                leaf = x.requires_grad_()
+                out = torch.stack([self.augment(images) for images in leaf])
+            self._kept[t] = leaf, out
+            _say_cost(len(self), out.numel() * out.element_size())
+        return self._kept[t][1].detach()
+
+    def _unaugmented(self, t: int, g: Tensor) -> Tensor:
+        if self.augment is None:
+            return g
+        if isinstance(self.augment, DSA):
+            assert self.draws.parameters is not None
+            return self.augment.pull_back(g, self.draws.parameters[t])
+        leaf, out = self._kept[t]
+        (pulled,) = torch.autograd.grad(
+            out, leaf, g, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return pulled
+
+
+def _given(indices: Sequence[Tensor], steps: int, segments: int, n: int) -> list[Tensor]:
+    if len(indices) != steps:
+        raise ValueError(f"indices must hold one tensor a step, {steps}, got {len(indices)}")
+    stacked = []
+    for t, rows in enumerate(indices):
+        rows = torch.as_tensor(rows)
+        wanted = rows.dtype == torch.int64 and rows.dim() in (1, 2) and rows.numel() > 0
+        if not wanted or (rows.dim() == 2 and len(rows) != segments):
+            raise ValueError(
+                f"indices[{t}] must be int64 [b] or [{segments},b], got {rows.dtype} "
+                f"{list(rows.shape)}"
+            )
+        if int(rows.min()) < 0 or int(rows.max()) >= n:
+            raise ValueError(f"indices[{t}] must lie in 0..{n - 1}, the rows of the set")
+        stacked.append(rows.expand(segments, -1) if rows.dim() == 1 else rows)
+    return stacked
+
+
+@cache
+def _say_cost(steps: int, size: int) -> None:
+    logger.warning(
+        "an augmentation other than fastmtt.DSA is kept with its graph for every step: at least "
+        f"{steps} x {size / 2**20:.1f} MiB; fastmtt.DSA keeps nothing"
+    )

@@ -1,0 +1,316 @@
+"""The matching objective: the student's distance to the expert after N steps on synthetic data.
+
+L = |theta_N - theta*|^2 / |theta_0 - theta*|^2, over the parameters kept, averaged over the S
+segments (Cazenavette et al., 2022). One autograd node; backward runs the adjoint sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmtt import ops
+from fastmtt.batches import Augment, Draws, SyntheticSteps, draw
+from fastmtt.ops import backends
+from fastmtt.student import LossFunction, Student, make_student
+from fastmtt.sweeps import Gradient, Record, adjoint_sweep, check_gradient, forward_sweep
+from fastmtt.unroll import check_precision, check_theta, refuse_graph
+
+Keep = Tensor | Callable[[Tensor], Tensor]
+
+
+class TrajectoryMatcher(nn.Module):
+    """The matching loss as a module without parameters; owns the memory of its sweeps.
+
+    One forward's backward must come before the next forward of the same matcher.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        steps: int,
+        batch_size: int | None = None,
+        gradient: Gradient = "exact",
+        loss_fn: LossFunction | None = None,
+        augment: Augment | None = None,
+        keep: Keep | None = None,
+        precision: str | None = None,
+        memory: int | None = None,
+        backend: str | None = None,
+    ) -> None:
+        """Fix everything that does not change between iterations.
+
+        Args:
+            student: a module from images [B,C,H,W] to logits [B,K]; its weights are not used.
+            steps: N, SGD steps on the synthetic set.
+            batch_size: synthetic images a step; None for all of them.
+            gradient: "exact", "tesla" (first order, Cui et al., 2023) or ("truncated", k).
+            loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
+            augment: a ``fastmtt.DSA``, or any differentiable function of a batch of images; of
+                the latter the output and its graph are kept for every step.
+            keep: parameters that count: a boolean mask [P], indices into the flat vector, or a
+                function from squared distances [P] to either.
+            precision: None or "fp32".
+            memory: bytes the tape may take beyond theta_t and g_t; None for none.
+            backend: force a backend; see ``python -m fastmtt.info``.
+
+        Raises:
+            ValueError: an option is out of range or unknown.
+        """
+        super().__init__()
+        check_gradient(gradient)
+        check_precision(precision)
+        if steps < 1 or (batch_size is not None and batch_size < 1):
+            raise ValueError(
+                f"steps and batch_size must be at least 1, got {steps} and {batch_size}"
+            )
+        self._module = (student,)  # in a tuple: its parameters are not ours
+        self.steps, self.batch_size, self.gradient = steps, batch_size, gradient
+        self.loss_fn, self.augment, self.keep = loss_fn, augment, keep
+        self.memory, self.backend = memory, backend
+        self._room: Record | None = None
+        self._calls = 0
+
+    def forward(
+        self,
+        start: Tensor,
+        target: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        lr: Tensor | float,
+        *,
+        indices: Sequence[Tensor] | None = None,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """The matching loss, a scalar; ``.backward()`` runs the adjoint sweep.
+
+        Args:
+            start: expert weights theta_0, flat [P] or [S,P].
+            target: expert weights theta* of the same shape.
+            images: synthetic images [n,C,H,W], shared by the segments.
+            labels: class indices int64 [n] or probabilities [n,K].
+            lr: the student's learning rate, a scalar or one a step [N].
+            indices: rows of the set for each step, N tensors int64 [b] or [S,b]; None draws them.
+            generator: gives this call its seed; None for torch's own.
+            draws: rows and augmentation parameters made by ``fastmtt.batches.draw``; in place of
+                ``indices`` and ``generator``.
+
+        Raises:
+            ValueError: shapes, dtypes or devices that do not fit.
+        """
+        if start.shape != target.shape:
+            raise ValueError(
+                f"start and target must have one shape, got {list(start.shape)} and "
+                f"{list(target.shape)}"
+            )
+        _check_set(images, labels, start)
+        student = make_student(self._module[0], tuple(images.shape[1:]), self.loss_fn)
+        check_theta(start, student.size, "start")
+        rates = torch.as_tensor(lr, dtype=start.dtype, device=start.device)
+        if rates.shape not in ((), (self.steps,)):
+            raise ValueError(
+                f"lr must be a scalar or one a step [{self.steps}], got {list(rates.shape)}"
+            )
+        segments = 1 if start.dim() == 1 else start.shape[0]
+        if draws is None:
+            draws = draw(
+                seed=_seed(generator),
+                steps=self.steps,
+                segments=segments,
+                n=len(images),
+                batch_size=self.batch_size,
+                image_shape=images.shape[1:],
+                augment=self.augment,
+                indices=indices,
+            )
+        self._calls += 1
+        call = _Call(self, student, draws, self._calls)
+        two = (start, target) if start.dim() == 2 else (start[None], target[None])
+        loss: Tensor = _Match.apply(call, images, labels, rates, *two)
+        return loss
+
+    def room(self, theta: Tensor) -> Record:
+        """The matcher's own memory for a forward sweep, kept between calls."""
+        if self._room is None or not self._room.fits(self.steps, theta):
+            self._room = Record.empty(self.steps, theta)
+        return self._room
+
+
+def match_trajectory(
+    student: nn.Module,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor | float,
+    *,
+    steps: int,
+    batch_size: int | None = None,
+    gradient: Gradient = "exact",
+    loss_fn: LossFunction | None = None,
+    augment: Augment | None = None,
+    keep: Keep | None = None,
+    indices: Sequence[Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    precision: str | None = None,
+    memory: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The matching loss in one call; arguments as in :class:`TrajectoryMatcher`.
+
+    Returns:
+        A scalar whose ``.backward()`` runs the adjoint sweep into images, labels, lr, start and
+        target, whichever require grad.
+    """
+    matcher = TrajectoryMatcher(
+        student,
+        steps=steps,
+        batch_size=batch_size,
+        gradient=gradient,
+        loss_fn=loss_fn,
+        augment=augment,
+        keep=keep,
+        precision=precision,
+        memory=memory,
+        backend=backend,
+    )
+    loss: Tensor = matcher(
+        start, target, images, labels, lr, indices=indices, generator=generator
+    )
+    return loss
+
+
+@dataclass
+class _Call:
+    matcher: TrajectoryMatcher
+    student: Student
+    draws: Draws
+    number: int
+
+
+class _Match(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        call: _Call,
+        images: Tensor,
+        labels: Tensor,
+        lr: Tensor,
+        start: Tensor,
+        target: Tensor,
+    ) -> Tensor:
+        matcher, student = call.matcher, call.student
+        with backends.use(matcher.backend):
+            theta, goal = student.pack(start), student.pack(target)
+            steps = SyntheticSteps(images, labels, len(start), call.draws, matcher.augment)
+            rates = lr.expand(matcher.steps)
+            record = forward_sweep(
+                student, theta, steps, rates, matcher.memory, matcher.room(theta)
+            )
+            keep = _mask(matcher.keep, student, record.thetas[-1] - goal)
+            distance = ops.sqdist(record.thetas[-1], goal, keep)
+            scale = ops.sqdist(theta, goal, keep)
+        ctx.call, ctx.record, ctx.steps, ctx.keep = call, record, steps, keep
+        ctx.goal, ctx.ratio, ctx.scale = goal, distance / scale, scale
+        ctx.inputs = images, labels, lr, start, target
+        ctx.versions = [t._version for t in ctx.inputs]
+        return ctx.ratio.mean()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        refuse_graph()
+        call: _Call = ctx.call
+        _refuse_stale(ctx)
+        _, need_images, need_labels, need_lr, need_start, need_target = ctx.needs_input_grad
+        record: Record = ctx.record
+        lr, theta, end = ctx.inputs[2], record.thetas[0], record.thetas[-1]
+        weight = (g / len(theta) / ctx.scale)[:, None]
+        with backends.use(call.matcher.backend):
+            adjoint = _kept(2 * weight * (end - ctx.goal), ctx.keep)
+            at_start = _kept(2 * weight * ctx.ratio[:, None] * (theta - ctx.goal), ctx.keep)
+            ctx.steps.want(need_images, need_labels)
+            first, g_lr = adjoint_sweep(
+                call.student,
+                record,
+                ctx.steps,
+                lr.expand(call.matcher.steps).contiguous(),
+                adjoint,
+                call.matcher.gradient,
+                need_start=need_start,
+            )
+        return (
+            None,
+            ctx.steps.gx,
+            ctx.steps.gy,
+            (g_lr if lr.dim() else g_lr.sum()) if need_lr else None,
+            call.student.unpack(first - at_start) if need_start else None,
+            call.student.unpack(at_start - adjoint) if need_target else None,
+        )
+
+
+def _refuse_stale(ctx: Any) -> None:
+    if ctx.call.matcher._calls != ctx.call.number:
+        raise RuntimeError(
+            "this matcher ran forward again before this loss's backward, and its memory now holds "
+            "the later run: call backward first, or use a second TrajectoryMatcher"
+        )
+    if [t._version for t in ctx.inputs] != ctx.versions:
+        raise RuntimeError(
+            "images, labels, lr, start or target were changed in place between forward and backward, which needs "
+            "them as they were: change them after backward"
+        )
+
+
+def _kept(vector: Tensor, keep: Tensor | None) -> Tensor:
+    return vector if keep is None else vector * keep
+
+
+def _mask(keep: Keep | None, student: Student, difference: Tensor) -> Tensor | None:
+    """The packed boolean mask [S,P], from what the caller gave in the public order."""
+    if keep is None:
+        return None
+    shape = difference.shape
+    if callable(keep):
+        squares = student.unpack(difference.square())
+        chosen = torch.stack([_as_mask(keep(row), shape[1], row.device) for row in squares])
+    else:
+        chosen = _as_mask(keep, shape[1], difference.device).expand(shape)
+    return student.pack(chosen)
+
+
+def _as_mask(keep: Tensor, size: int, device: torch.device) -> Tensor:
+    keep = keep.to(device)
+    if keep.dtype == torch.bool and tuple(keep.shape) == (size,):
+        return keep
+    if keep.dtype == torch.int64 and keep.dim() == 1:
+        return torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, keep, True)
+    raise ValueError(
+        f"keep must be a boolean mask [{size}] or int64 indices into the flat vector, got "
+        f"{keep.dtype} {list(keep.shape)}"
+    )
+
+
+def _check_set(images: Tensor, labels: Tensor, start: Tensor) -> None:
+    if len(images) == 0 or len(images) != len(labels):
+        raise ValueError(
+            f"images and labels must have equally many rows, at least one, got {len(images)} "
+            f"and {len(labels)}"
+        )
+    if labels.dtype != torch.int64 and not labels.is_floating_point():
+        raise ValueError(f"labels must be int64 or floating point, got {labels.dtype}")
+    for name, tensor in (("images", images), ("labels", labels)):
+        if tensor.is_floating_point() and tensor.dtype != start.dtype:
+            raise ValueError(f"{name} are {tensor.dtype}, start is {start.dtype}: use one dtype")
+        if tensor.device != start.device:
+            raise ValueError(f"{name} are on {tensor.device}, start on {start.device}: use one")
+
+
+def _seed(generator: torch.Generator | None) -> int:
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))

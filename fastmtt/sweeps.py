@@ -1,0 +1,171 @@
+"""Forward sweep and adjoint sweep: the exact gradient through N steps of SGD at constant memory.
+
+Forward, theta_{t+1} = theta_t - lr_t g_t, keeping theta_t and g_t. Backward, from the cotangent
+lambda_N, one tangent of the gradient a step gives everything (design: "The mathematics"):
+
+    dL/dx_t = -lr_t dx     dL/dy_t = -lr_t dy     dL/dlr_t = -<g_t, lambda_{t+1}>
+    lambda_t = lambda_{t+1} - lr_t H lambda_{t+1}
+
+No autograd graph crosses a step. ``tesla`` leaves lambda as it is (Cui et al., 2023, drop the
+H lambda term); ``("truncated", k)`` stops after the last k steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastmtt import ops
+from fastmtt.student.base import Student, Tape, TapeOption
+
+Gradient = str | tuple[str, int]
+
+
+class Steps(Protocol):
+    """Where the sweeps get a step's batch from, and where its cotangents go."""
+
+    needs: frozenset[str]  # of "x" and "y": which cotangents are wanted
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    def batch(self, t: int) -> tuple[Tensor, Tensor]:
+        """Images [S,B,...] and labels [S,B] or [S,B,K] of step t; the same on every call."""
+        ...
+
+    def pull_back(self, t: int, gx: Tensor | None, gy: Tensor | None) -> None:
+        """Take the cotangents of step t's batch."""
+        ...
+
+
+@dataclass
+class Record:
+    """What the forward sweep leaves for the adjoint sweep: packed thetas, gradients, tapes."""
+
+    thetas: Tensor  # [N+1,S,P]
+    gradients: Tensor  # [N,S,P]
+    tapes: dict[int, Tape] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, steps: int, theta: Tensor) -> Record:
+        """Room for ``steps`` steps of weights like ``theta`` [S,P]."""
+        return cls(
+            theta.new_empty(steps + 1, *theta.shape), theta.new_empty(steps, *theta.shape)
+        )
+
+    def fits(self, steps: int, theta: Tensor) -> bool:
+        """Whether this room serves ``steps`` steps of weights like ``theta``."""
+        shape = (steps + 1, *theta.shape)
+        same = self.thetas.dtype == theta.dtype and self.thetas.device == theta.device
+        return tuple(self.thetas.shape) == shape and same
+
+
+def check_gradient(gradient: Gradient) -> tuple[str, int | None]:
+    """The kind of gradient and, for a truncated one, its number of steps; ValueError if unknown."""
+    match gradient:
+        case "exact" | "tesla":
+            return str(gradient), None
+        case ("truncated", int(k)) if k >= 1:
+            return "truncated", k
+    raise ValueError(
+        f"gradient must be 'exact', 'tesla' or ('truncated', k) with k >= 1, got {gradient!r}"
+    )
+
+
+def forward_sweep(
+    student: Student,
+    theta: Tensor,
+    steps: Steps,
+    lr: Tensor,
+    memory: int | None = None,
+    room: Record | None = None,
+) -> Record:
+    """Run the N steps.
+
+    Args:
+        student: the network.
+        theta: packed start weights [S,P].
+        steps: the batches.
+        lr: learning rate of each step [N].
+        memory: bytes the tapes may take beyond thetas and gradients; None for none.
+        room: a record of fitting size to write into.
+    """
+    record = room if room is not None else Record.empty(len(steps), theta)
+    record.tapes = {}
+    record.thetas[0] = theta
+    kept: list[frozenset[Any]] = []
+    for t in range(len(steps)):
+        x, y = steps.batch(t)
+        if t == 0:
+            kept = plan_tape(student.tape_options(x), len(steps), memory or 0)
+        _, g, tape = student.gradient(record.thetas[t], x, y, kept[t])
+        if tape:
+            record.tapes[t] = tape
+        record.gradients[t] = g
+        record.thetas[t + 1] = ops.sgd_update(record.thetas[t], g, lr[t])
+    return record
+
+
+def adjoint_sweep(
+    student: Student,
+    record: Record,
+    steps: Steps,
+    lr: Tensor,
+    adjoint: Tensor,
+    gradient: Gradient = "exact",
+    cotangents: dict[int, Tensor] | None = None,
+    need_start: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Run the steps backward, sending each batch's cotangents to ``steps``.
+
+    Args:
+        student: the network of the forward sweep.
+        record: what it left; its tapes are released on the way.
+        steps: its batches.
+        lr: its learning rates [N].
+        adjoint: lambda_N, the packed cotangent of theta_N [S,P].
+        gradient: "exact", "tesla" or ("truncated", k).
+        cotangents: further packed cotangents of theta_t, by t < N.
+        need_start: whether lambda_0 is wanted; without it step 0 spares its share of work.
+
+    Returns:
+        lambda_0 [S,P] and the cotangents of the learning rates [N].
+    """
+    kind, last = check_gradient(gradient)
+    g_lr = torch.zeros_like(lr)
+    first = 0 if last is None else max(0, len(steps) - last)
+    cotangents = cotangents or {}
+    for t in reversed(range(first, len(steps))):
+        g_lr[t] = -ops.dot(record.gradients[t], adjoint).sum()
+        moves = kind != "tesla" and (t > first or need_start)
+        needs = steps.needs | {"theta"} if moves else steps.needs
+        if needs:
+            x, y = steps.batch(t)
+            tape = record.tapes.pop(t, None)
+            hv, gx, gy = student.tangent(adjoint, record.thetas[t], x, y, tape, needs)
+            steps.pull_back(t, _scaled(gx, -lr[t]), _scaled(gy, -lr[t]))
+            if hv is not None:
+                adjoint = ops.sgd_update(adjoint, hv, lr[t])
+        if t in cotangents:
+            adjoint = adjoint + cotangents[t]
+    return adjoint, g_lr
+
+
+def plan_tape(options: Sequence[TapeOption], steps: int, memory: int) -> list[frozenset[Any]]:
+    """Which keys each step keeps: the most work saved per byte first, the last steps first."""
+    kept: list[set[Any]] = [set() for _ in range(steps)]
+    for option in options:
+        count = min(steps, memory // option.bytes)
+        memory -= count * option.bytes
+        for t in range(steps - count, steps):
+            kept[t].add(option.key)
+    return [frozenset(keys) for keys in kept]
+
+
+def _scaled(g: Tensor | None, factor: Tensor) -> Tensor | None:
+    return None if g is None else g.mul_(factor.to(g.dtype))

@@ -1,0 +1,218 @@
+"""``unroll_sgd``: N differentiable steps of SGD as one autograd node, for any loss on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmtt.ops import backends
+from fastmtt.student import LossFunction, Student, make_student
+from fastmtt.sweeps import Gradient, Record, adjoint_sweep, check_gradient, forward_sweep
+
+Theta = Tensor | Mapping[str, Tensor]
+
+
+def unroll_sgd(
+    student: nn.Module,
+    theta: Theta,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    lr: Tensor | float,
+    *,
+    loss_fn: LossFunction | None = None,
+    gradient: Gradient = "exact",
+    at: Sequence[int] | None = None,
+    precision: str | None = None,
+    memory: int | None = None,
+    backend: str | None = None,
+) -> Any:
+    """Train a student by plain SGD on given batches, differentiably, at constant memory.
+
+    Args:
+        student: a module from a batch to logits; its own weights are not used.
+        theta: start weights, flat [P] or [S,P] in ``named_parameters()`` order, or a dict of
+            tensors by parameter name (one student). May carry grad history.
+        batches: one (x, y) a step; x [B,...], y int64 [B] or probabilities [B,K]; with theta
+            [S,P] both have S in front. May carry grad history.
+        lr: learning rate, a number, a scalar tensor or one a step [N]. May carry grad history.
+        loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
+        gradient: "exact", "tesla" or ("truncated", k).
+        at: steps k in 0..N at which to return theta_k; None for theta_N alone.
+        precision: None or "fp32": what the arithmetic of theta's dtype is.
+        memory: bytes the tape may take beyond theta_t and g_t; None for none.
+        backend: force a backend; see ``python -m fastmtt.info``.
+
+    Returns:
+        theta_N in the form theta came in; a list of theta_k where ``at`` is given.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown gradient, a student that keeps statistics.
+        RuntimeError: from backward, when its inputs were changed in between or a graph of it is
+            asked for.
+    """
+    check_gradient(gradient)
+    check_precision(precision)
+    if not batches:
+        raise ValueError("batches is empty: give one (x, y) for each step")
+    names = tuple(name for name, _ in student.named_parameters())
+    flat = _flattened(theta, names)
+    single = flat.dim() == 1
+    xs, ys = zip(*batches, strict=True)
+    if single:
+        xs, ys = [x[None] for x in xs], [y[None] for y in ys]
+    engine = make_student(student, tuple(xs[0].shape[2:]), loss_fn)
+    check_theta(flat, engine.size, "theta")
+    steps = len(batches)
+    rates = torch.as_tensor(lr, dtype=flat.dtype, device=flat.device)
+    if rates.shape not in ((), (steps,)):
+        raise ValueError(f"lr must be a scalar or one a step [{steps}], got {tuple(rates.shape)}")
+    marks = [steps] if at is None else list(at)
+    if not all(0 <= k <= steps for k in marks):
+        raise ValueError(f"at must lie in 0..{steps}, got {marks}")
+
+    plan = _Plan(engine, steps, gradient, marks, memory, backend)
+    thetas = _Unroll.apply(plan, flat if not single else flat[None], rates, *xs, *ys)
+    found = [_in_form(t[0] if single else t, theta, engine) for t in thetas]
+    return found[0] if at is None else found
+
+
+def check_precision(precision: str | None) -> None:
+    """ValueError for a precision no backend here computes in."""
+    if precision not in (None, "fp32"):
+        raise ValueError(
+            f"precision must be None or 'fp32', got {precision!r}: the backends built so far "
+            "compute in the weights' own dtype (float32, or float64 where theta is float64)"
+        )
+
+
+def check_theta(flat: Tensor, size: int, name: str) -> None:
+    """ValueError unless ``flat`` is [P] or [S,P] floating point with the student's P."""
+    if flat.dim() not in (1, 2) or flat.shape[-1] != size or not flat.is_floating_point():
+        raise ValueError(
+            f"{name} must be a floating-point tensor [{size}] or [S,{size}] "
+            f"(the student has {size} parameters), got {flat.dtype} {list(flat.shape)}"
+        )
+
+
+class _Plan:
+    """What one call computes; the autograd node's only non-tensor input."""
+
+    def __init__(
+        self,
+        student: Student,
+        steps: int,
+        gradient: Gradient,
+        marks: list[int],
+        memory: int | None,
+        backend: str | None,
+    ) -> None:
+        self.student, self.steps, self.gradient = student, steps, gradient
+        self.marks, self.memory, self.backend = marks, memory, backend
+
+
+class _Given:
+    """Steps whose batches are the caller's tensors."""
+
+    def __init__(self, batches: Sequence[Tensor], needs: frozenset[str]) -> None:
+        half = len(batches) // 2
+        self.x, self.y, self.needs = batches[:half], batches[half:], needs
+        self.gx: list[Tensor | None] = [None] * half
+        self.gy: list[Tensor | None] = [None] * half
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, t: int) -> tuple[Tensor, Tensor]:
+        return self.x[t], self.y[t]
+
+    def pull_back(self, t: int, gx: Tensor | None, gy: Tensor | None) -> None:
+        self.gx[t], self.gy[t] = gx, gy
+
+
+class _Unroll(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, plan: _Plan, theta: Tensor, lr: Tensor, *batches: Tensor
+    ) -> tuple[Tensor, ...]:
+        with backends.use(plan.backend):
+            rates = lr.expand(plan.steps)
+            record = forward_sweep(
+                plan.student,
+                plan.student.pack(theta),
+                _Given(batches, frozenset()),
+                rates,
+                plan.memory,
+            )
+            ctx.plan, ctx.record = plan, record
+            ctx.save_for_backward(lr, *batches)
+            return tuple(plan.student.unpack(record.thetas[k]) for k in plan.marks)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_graph()
+        plan: _Plan = ctx.plan
+        record: Record = ctx.record
+        lr, *batches = ctx.saved_tensors
+        _, need_theta, need_lr, *need_batches = ctx.needs_input_grad
+        half = len(batches) // 2
+        needs = {"x"} if any(need_batches[:half]) else set()
+        needs |= {"y"} if any(need_batches[half:]) else set()
+        steps = _Given(batches, frozenset(needs))
+        with backends.use(plan.backend):
+            injected: dict[int, Tensor] = {}
+            for k, g in zip(plan.marks, cotangents, strict=True):
+                packed = plan.student.pack(g)
+                injected[k] = injected[k] + packed if k in injected else packed
+            adjoint = injected.pop(plan.steps, torch.zeros_like(record.thetas[0]))
+            start, g_lr = adjoint_sweep(
+                plan.student,
+                record,
+                steps,
+                lr.expand(plan.steps).contiguous(),
+                adjoint,
+                plan.gradient,
+                injected,
+                need_theta,
+            )
+        g_batches = [
+            g if needed else None
+            for g, needed in zip((*steps.gx, *steps.gy), need_batches, strict=True)
+        ]
+        return (
+            None,
+            plan.student.unpack(start) if need_theta else None,
+            (g_lr if lr.dim() else g_lr.sum()) if need_lr else None,
+            *g_batches,
+        )
+
+
+def refuse_graph() -> None:
+    """RuntimeError inside a backward that was asked to record a graph of itself."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "create_graph=True through fastmtt's adjoint sweep would be a third derivative, which "
+            "it does not give: drop create_graph, or use fastmtt.compat.ReparamModule in a loop "
+            "of your own"
+        )
+
+
+def _flattened(theta: Theta, names: tuple[str, ...]) -> Tensor:
+    if isinstance(theta, Tensor):
+        return theta
+    if set(theta) != set(names):
+        missing, extra = sorted(set(names) - set(theta)), sorted(set(theta) - set(names))
+        raise ValueError(
+            f"theta's names are not the student's parameters: missing {missing}, unknown {extra}"
+        )
+    return torch.cat([theta[name].reshape(-1) for name in names])
+
+
+def _in_form(flat: Tensor, like: Theta, student: Student) -> Theta:
+    if isinstance(like, Tensor):
+        return flat
+    shapes = dict(zip(student.names, student.shapes, strict=True))
+    sizes = [torch.Size(shape).numel() for shape in student.shapes]
+    parts = dict(zip(student.names, flat.split(sizes), strict=True))
+    return {name: parts[name].view(shapes[name]) for name in like}
