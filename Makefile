@@ -1,0 +1,38 @@
+# Set-up, the main job and the tests. `make PYTHON=python3.12 ...` picks the Python to start from.
+
+PYTHON ?= python3
+# The only place that pins PyTorch, for these commands and .ci/run. pyproject.toml admits 2.11 on.
+TORCH := torch==2.15.0 torchvision==0.29.2
+
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+COMPILED := setup.py pyproject.toml fastmtt/toolchain.py $(shell find csrc -type f)
+
+.PHONY: demo test setup
+demo: setup
+	.venv/bin/python -m fastmtt.distill --cfg configs/mtt/digits_ipc1.yaml
+	.venv/bin/python -m fastmtt.evaluate logged_files/digits_ipc1 --compare
+
+test: setup
+	.venv/bin/python -m pytest tests
+
+setup: .venv/installed
+	@if [ -f fastmtt/_C_missing.txt ]; then \
+	  echo "fastmtt: pure Python, slower: $$(cat fastmtt/_C_missing.txt)"; fi
+
+# An installation without the extension is tried again each time: a compiler may have come.
+ifneq ($(wildcard fastmtt/_C_missing.txt),)
+.PHONY: .venv/installed
+endif
+
+.venv/installed: Makefile $(COMPILED) | .venv/bin/pip
+	$(PIP) install $(TORCH) "setuptools>=77" ninja
+	$(PIP) install --no-build-isolation -e ".[dev]"
+	@touch $@
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "fastmtt: $(PYTHON) is $$($(PYTHON) -V 2>&1), but Python 3.11, 3.12 or 3.13 is needed:" \
+	    "name one, as in make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { \
+	  echo "fastmtt: $(PYTHON) has no venv: install it (Debian, Ubuntu: python3-venv)"; exit 2; }
+	$(PYTHON) -m venv .venv

@@ -1,0 +1,142 @@
+"""`python -m fastmtt.info`: what is installed, what was built, what serves each op, and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from fastmtt import toolchain
+from fastmtt.errors import FastmttError
+from fastmtt.ops import backends
+
+Lines = list[tuple[str, str]]
+
+try:
+    from fastmtt import _build
+except ImportError:  # a pure Python installation; `extension` says why
+    _build = None  # type: ignore[assignment]
+
+
+def versions() -> Lines:
+    """Python, fastmtt and the packages whose version decides about results."""
+    lines = [("Python", platform.python_version())]
+    for package in ("fastmtt", "torch", "torchvision", "numpy", "kornia"):
+        try:
+            lines.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            lines.append((package, "not installed"))
+    return lines
+
+
+def processor() -> Lines:
+    """The processor, its instruction sets as far as the extension can tell, and the threads."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if _build is None:
+        sets = f"PyTorch uses {capability}; the extension, not loaded, would tell more"
+    else:
+        has = _build.processor()
+        absent = [name for name, there in has.items() if not there]
+        sets = " ".join(name for name, there in has.items() if there) or "not known"
+        sets += f" (not: {' '.join(absent)})" if absent else ""
+        sets += f"; PyTorch uses {capability}"
+    threads = f"{torch.get_num_threads()} of {os.cpu_count()} logical processors"
+    return [("processor", _processor_name()), ("instruction sets", sets), ("threads", threads)]
+
+
+def _processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def gpu() -> str:
+    """The GPUs PyTorch can use, or why it can use none."""
+    if torch.version.cuda is None:
+        return "none: this PyTorch is a build without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"none: {str(error).splitlines()[0].split('. ')[0]}"
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return "; ".join(
+        f"{card.name}, sm_{card.major}{card.minor}, {card.total_memory / 2**30:.0f} GiB"
+        for card in cards
+    )
+
+
+def extension() -> str:
+    """How the compiled ops were built, or why there are none."""
+    error = backends.extension_error()
+    built = "" if _build is None else _build_line()
+    if error is None:
+        return f"loaded: {built}" if built else "loaded"
+    if built:
+        return f"built, not loaded: {error}; {built}; this is torch {torch.__version__}"
+    note = Path(__file__).with_name("_C_missing.txt")
+    return f"none: {note.read_text().strip()}" if note.is_file() else f"none: {error}"
+
+
+def _build_line() -> str:
+    facts = _build.build()
+    sets = " ".join(facts["instruction_sets"])
+    return f"{facts['compiler']} ({facts['flags']}; {sets}) for torch {facts['torch']}"
+
+
+def cuda() -> Lines:
+    """The CUDA toolkit that a build would use now, and what the extension was built with."""
+    try:
+        here = str(toolchain.find_cuda(torch.version.cuda))
+    except toolchain.NotFoundError as reason:
+        here = f"none: {reason}"
+    built = [] if _build is None else [("CUDA in the extension", _build.build()["cuda"])]
+    return [("CUDA toolkit", here), *built]
+
+
+def ops() -> Lines:
+    """For every op the backend that would serve it, with the reason."""
+    try:
+        return [(row.op, f"{row.backend:<9}  {row.reason}") for row in backends.table()]
+    except FastmttError as error:
+        return [("none", str(error))]
+
+
+def environment() -> Lines:
+    """The variables in force that fastmtt reads."""
+    named = [(name, os.environ[name]) for name in sorted(os.environ) if name.startswith("FASTMTT_")]
+    return named or [("no FASTMTT_ variable", "")]
+
+
+def report() -> str:
+    """All of it as one text."""
+    machine = [*processor(), ("GPU", gpu()), ("extension", extension()), *cuda()]
+    sections = {
+        "Versions": versions(),
+        "Machine": machine,
+        "Ops": ops(),
+        "Environment": environment(),
+    }
+    width = max(len(name) for lines in sections.values() for name, _ in lines)
+    texts = []
+    for title, lines in sections.items():
+        body = "\n".join(f"  {name:<{width}}  {value}".rstrip() for name, value in lines)
+        texts.append(f"{title}\n{body}")
+    return "\n\n".join(texts)
+
+
+def main() -> None:
+    """The command."""
+    argparse.ArgumentParser(prog="python -m fastmtt.info", description=__doc__).parse_args()
+    print(report())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`python -m fastmtt.info` with the extension and without it."""
+
+import os
+import subprocess
+import sys
+
+import torch
+
+from fastmtt import info, toolchain
+from fastmtt.ops import backends, reference
+
+
+def test_report_names_versions_machine_and_every_op():
+    text = info.report()
+    assert torch.__version__.split("+")[0] in text
+    for op in reference.__all__:
+        assert any(line.split()[:1] == [op] for line in text.splitlines()), op
+
+
+def test_extension_line_agrees_with_what_is_loaded():
+    if backends.extension_error() is None:
+        assert info.extension().startswith("loaded: ")
+        assert f"for torch {torch.__version__}" in info.extension()
+    else:
+        assert info.extension().startswith(("none: ", "built, not loaded: "))
+
+
+def test_pure_python_installation_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(info, "_build", None)
+    monkeypatch.setattr(info, "__file__", str(tmp_path / "info.py"))
+    monkeypatch.setattr(backends, "extension_error", lambda: "it cannot be loaded")
+    assert info.extension() == "none: it cannot be loaded"
+    (tmp_path / "_C_missing.txt").write_text("no C++ compiler (looked for c++)\n")
+    assert info.extension() == "none: no C++ compiler (looked for c++)"
+    assert "instruction sets" in info.report()
+
+
+def test_no_toolkit_gives_its_reason(monkeypatch):
+    monkeypatch.setenv("FASTMTT_CUDA", "0")
+    assert ("CUDA toolkit", "none: switched off by FASTMTT_CUDA=0") in info.cuda()
+    assert ("FASTMTT_CUDA", "0") in info.environment()
+
+
+def test_toolkit_is_shown(monkeypatch, tmp_path):
+    toolkit = toolchain.CudaToolkit(tmp_path, "13.0")
+    monkeypatch.setattr(toolchain, "find_cuda", lambda torch_cuda: toolkit)
+    assert ("CUDA toolkit", f"13.0 in {tmp_path}") in info.cuda()
+
+
+def test_command_with_a_backend_forced():
+    def run(backend, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "fastmtt.info", *arguments],
+            env={**os.environ, "FASTMTT_BACKEND": backend},
+            capture_output=True,
+            text=True,
+        )
+
+    done = run("reference")
+    assert done.returncode == 0, done.stderr
+    assert any(
+        line.split()[:3] == ["dot", "reference", "forced"] for line in done.stdout.split("\n")
+    )
+    unknown = run("abacus")
+    assert unknown.returncode == 0 and "'abacus' is not known" in unknown.stdout
+    assert run("reference", "--no-such-flag").returncode == 2
