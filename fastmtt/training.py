@@ -1,0 +1,153 @@
+"""Training S students side by side: experts, evaluation networks and baselines all use this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmtt import draws
+from fastmtt.augment import DSA
+from fastmtt.student import Student
+
+
+class Examples(NamedTuple):
+    """Images with labels, shared by the students or one set each.
+
+    Attributes:
+        images: [n,C,H,W], or [S,n,C,H,W].
+        labels: int64 [n] or probabilities [n,K], or the same with S in front.
+        shared: whether all students see one set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    shared: bool = True
+
+    @property
+    def count(self) -> int:
+        """n."""
+        return self.images.shape[0 if self.shared else 1]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[-3:])
+
+    def pick(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Each student's rows [S,b]: images [S,b,C,H,W] and labels [S,b] or [S,b,K]."""
+        if self.shared:
+            return self.images[rows], self.labels[rows]
+        students = torch.arange(len(rows))[:, None]
+        return self.images[students, rows], self.labels[students, rows]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How students are trained: SGD over shuffled epochs, the last partial batch kept.
+
+    Attributes:
+        epochs: number of epochs.
+        batch_size: images a step.
+        lr: learning rate, one for all students or one each.
+        momentum: SGD's momentum.
+        weight_decay: added to the gradient as weight_decay * theta.
+        decay_after: index of the epoch after which lr drops to a tenth and the momentum is
+            forgotten, as a new optimiser would; None for a constant lr.
+        augment: DSA on every batch, or None.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float | Sequence[float]
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    decay_after: int | None = None
+    augment: DSA | None = None
+
+
+def train(
+    student: Student,
+    theta: Tensor,
+    examples: Examples,
+    recipe: Recipe,
+    *,
+    seed: int,
+    what: str,
+    members: Sequence[int],
+    after_epoch: Callable[[int, Tensor], None] | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> Tensor:
+    """Train S students; each one's draws depend on its member number, not on its company.
+
+    Args:
+        student: the network.
+        theta: start weights [S,P] in the public order.
+        examples: what to train on.
+        recipe: how.
+        seed: the run's seed.
+        what: names the draws, for example "expert".
+        members: the students' numbers, S of them: the key of their shuffles and augmentations.
+        after_epoch: called with the number of epochs done and the weights [S,P], public order.
+        after_step: called after every step.
+
+    Returns:
+        The trained weights [S,P], public order.
+    """
+    theta = student.pack(theta)
+    velocity: Tensor | None = None
+    lr = torch.as_tensor(recipe.lr, dtype=theta.dtype, device=theta.device).reshape(-1, 1)
+    for epoch in range(recipe.epochs):
+        for x, y in _batches(examples, recipe, seed, what, members, epoch):
+            _, direction, _ = student.gradient(theta, x, y)
+            if recipe.weight_decay:
+                direction = direction.add_(theta, alpha=recipe.weight_decay)
+            if recipe.momentum:
+                if velocity is not None:
+                    direction = direction.add_(velocity, alpha=recipe.momentum)
+                velocity = direction
+            theta = theta - lr * direction
+            if after_step is not None:
+                after_step()
+        if epoch == recipe.decay_after:
+            lr, velocity = lr * 0.1, None
+        if after_epoch is not None:
+            after_epoch(epoch + 1, student.unpack(theta))
+    return student.unpack(theta)
+
+
+def accuracy(student: Student, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """Top-1 accuracy [S] of weights [S,P] (public order) on images [n,C,H,W], labels int64 [n]."""
+    packed = student.pack(theta)
+    right = torch.zeros(len(theta), dtype=torch.int64)
+    for x, y in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
+        for s in range(len(packed)):
+            predicted = student.logits(packed[s : s + 1], x[None])[0].argmax(-1)
+            right[s] += int((predicted == y).sum())
+    return right.double() / len(labels)
+
+
+_TEST_BATCH = 128
+
+
+def _batches(
+    examples: Examples,
+    recipe: Recipe,
+    seed: int,
+    what: str,
+    members: Sequence[int],
+    epoch: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    shuffles = [draws.stream(seed, f"{what} shuffle", m, epoch) for m in members]
+    orders = torch.stack([torch.from_numpy(r.permutation(examples.count)) for r in shuffles])
+    streams = [draws.stream(seed, f"{what} dsa", m, epoch) for m in members]
+    for rows in orders.split(recipe.batch_size, dim=1):
+        x, y = examples.pick(rows.to(examples.images.device))
+        if recipe.augment is not None:
+            shape, size = examples.image_shape, rows.shape[1]
+            parameters = [recipe.augment.draw(rng, size, shape) for rng in streams]
+            x = recipe.augment.apply(x, DSA.stack(parameters))
+        yield x, y
