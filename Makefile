@@ -30,9 +30,10 @@ endif
 	@touch $@
 
 .venv/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
-	  echo "fastmtt: $(PYTHON) is $$($(PYTHON) -V 2>&1), but Python 3.11, 3.12 or 3.13 is needed:" \
-	    "name one, as in make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  2>/dev/null || { \
+	  echo "fastmtt: $(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo not there), but Python 3.11," \
+	    "3.12 or 3.13 is needed: name one, as in make PYTHON=python3.12"; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' || { \
 	  echo "fastmtt: $(PYTHON) has no venv: install it (Debian, Ubuntu: python3-venv)"; exit 2; }
 	$(PYTHON) -m venv .venv

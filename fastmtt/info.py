@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -16,10 +19,15 @@ from fastmtt.ops import backends
 
 Lines = list[tuple[str, str]]
 
-try:
-    from fastmtt import _build
-except ImportError:  # a pure Python installation; `extension` says why
-    _build = None  # type: ignore[assignment]
+
+def _load_build() -> ModuleType | None:
+    try:
+        return importlib.import_module("fastmtt._build")
+    except ImportError:  # a pure Python installation; `extension` says why
+        return None
+
+
+_build = _load_build()
 
 
 def versions() -> Lines:
@@ -76,7 +84,7 @@ def gpu() -> str:
 def extension() -> str:
     """How the compiled ops were built, or why there are none."""
     error = backends.extension_error()
-    built = "" if _build is None else _build_line()
+    built = "" if _build is None else _build_line(_build.build())
     if error is None:
         return f"loaded: {built}" if built else "loaded"
     if built:
@@ -85,8 +93,7 @@ def extension() -> str:
     return f"none: {note.read_text().strip()}" if note.is_file() else f"none: {error}"
 
 
-def _build_line() -> str:
-    facts = _build.build()
+def _build_line(facts: dict[str, Any]) -> str:
     sets = " ".join(facts["instruction_sets"])
     return f"{facts['compiler']} ({facts['flags']}; {sets}) for torch {facts['torch']}"
 
@@ -104,9 +111,12 @@ def cuda() -> Lines:
 def ops() -> Lines:
     """For every op the backend that would serve it, with the reason."""
     try:
-        return [(row.op, f"{row.backend:<9}  {row.reason}") for row in backends.table()]
+        rows = backends.table()
     except FastmttError as error:
         return [("none", str(error))]
+    unloaded = backends.extension_error()  # told in full by `extension`, not again for each op
+    reasons = ["the extension is not loaded" if r.reason == unloaded else r.reason for r in rows]
+    return [(r.op, f"{r.backend:<9}  {why}") for r, why in zip(rows, reasons, strict=True)]
 
 
 def environment() -> Lines:

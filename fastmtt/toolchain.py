@@ -16,8 +16,13 @@ from pathlib import Path
 
 # What ATen/cuda/CUDAContext.h includes. A toolkit may come without the libraries' headers, since
 # PyTorch brings these libraries as pip packages.
-TORCH_CUDA_HEADERS = ("cuda_runtime_api.h", "cublas_v2.h", "cublasLt.h", "cusparse.h")
-TORCH_CUDA_HEADERS += ("cusolverDn.h",)
+TORCH_CUDA_HEADERS = (
+    "cuda_runtime_api.h",
+    "cublas_v2.h",
+    "cublasLt.h",
+    "cusparse.h",
+    "cusolverDn.h",
+)
 
 
 class NotFoundError(Exception):

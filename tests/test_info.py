@@ -64,3 +64,11 @@ def test_command_with_a_backend_forced():
     unknown = run("abacus")
     assert unknown.returncode == 0 and "'abacus' is not known" in unknown.stdout
     assert run("reference", "--no-such-flag").returncode == 2
+
+
+def test_missing_extension_is_explained_once(monkeypatch):
+    why = "no such file"
+    row = backends.Row("dot", "reference", why)
+    monkeypatch.setattr(backends, "extension_error", lambda: why)
+    monkeypatch.setattr(backends, "table", lambda: [row])
+    assert info.ops() == [("dot", "reference  the extension is not loaded")]

@@ -1,1 +1,0 @@
-"""Empty: importing it registers the compiled ops with torch."""
