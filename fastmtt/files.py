@@ -1,12 +1,14 @@
 """Files written whole or not at all, and safetensors files that say what they are.
 
-Every file of ours carries JSON metadata with a `format`; a reader names the format it wants and
-gets one sentence where the file is damaged, foreign or of another kind.
+Every file of ours carries JSON under the metadata entry `fastmtt`, with its `format`; a reader
+names the format it wants and gets one sentence where the file is damaged, foreign or of another
+kind. Equal contents give equal bytes.
 """
 
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -20,26 +22,37 @@ from torch import Tensor
 
 from fastmtt.errors import FastmttError
 
+_ENTRY = "fastmtt"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.tmp")
-_STALE_SECONDS = 3600.0  # a write takes seconds; an hour-old temporary file has no writer left
+_STALE_SECONDS = 3600.0  # a write takes seconds; an hour-old temporary folder has no writer left
+
+
+def cache_folder() -> Path:
+    """Give the folder for what can be made again: `FASTMTT_CACHE`, else ~/.cache/fastmtt."""
+    return Path(os.environ.get("FASTMTT_CACHE") or "~/.cache/fastmtt").expanduser()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes the name `path` when the block ends well.
+    """Give a temporary path, whose file takes the name `path` when the block ends well.
 
     Readers see the old file or the new one, never a part; the content is on disk before the name
     is. If the block raises, the temporary file is removed and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    # A folder of its own, because safetensors writes through a temporary file with its own name.
+    folder = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
+    folder.mkdir(exist_ok=True)
+    temporary = folder / path.name
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the user's umask, which safetensors does not heed
         yield temporary
+        temporary.chmod(mode)
         _to_disk(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     _to_disk(path.parent)
 
 
@@ -52,12 +65,12 @@ def sweep(folder: Path) -> list[Path]:
     removed = []
     for path in sorted(folder.glob(".*.tmp")):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None:
+        if match is None or not path.is_dir():
             continue
         dead = match["host"] == _host() and not _alive(int(match["pid"]))
         try:
             if dead or time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                path.unlink()
+                shutil.rmtree(path)
                 removed.append(path)
         except FileNotFoundError:
             continue  # another process swept it, or its writer finished
@@ -71,17 +84,15 @@ def write_safetensors(
 
     Args:
         path: The file; its folder is created.
-        kind: The format's name, stored as metadata `format`.
+        kind: The format's name, stored as the metadata's `format`.
         tensors: Name to tensor; moved to the CPU and made contiguous.
-        metadata: JSON-able values by name; each is stored as one JSON string.
+        metadata: JSON-able values by name.
 
     Raises:
         ValueError: A metadata value holds NaN or infinity, which JSON has no words for.
     """
-    header = {
-        key: json.dumps(value, allow_nan=False)
-        for key, value in {**metadata, "format": kind}.items()
-    }
+    # One entry, because safetensors writes several in an order that differs from run to run.
+    header = {_ENTRY: json.dumps({**metadata, "format": kind}, allow_nan=False)}
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         save_file(content, temporary, metadata=header)
@@ -104,7 +115,7 @@ def open_safetensors(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any
         raise FastmttError(f"{path}: there is no such file; a {kind} file was wanted") from None
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise FastmttError(
-            f"{path} is damaged or no {kind} file ({_one_line(error)}); "
+            f"{path} is damaged or no {kind} file ({one_line(error)}); "
             "delete it or put it back whole"
         ) from None
     with handle:
@@ -129,10 +140,13 @@ def read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str
 
 
 def _metadata(header: Mapping[str, str]) -> dict[str, Any]:
-    """Parse our JSON strings; a foreign file's plain strings are no error, its NaN is."""
-    if not str(header.get("format", "")).startswith('"'):
-        return dict(header)
-    return {key: json.loads(text, parse_constant=_no_constant) for key, text in header.items()}
+    """Parse our entry; a foreign file has none, or names its own format."""
+    if _ENTRY not in header:
+        return {"format": header.get("format")}
+    metadata = json.loads(header[_ENTRY], parse_constant=_no_constant)
+    if not isinstance(metadata, dict):
+        raise ValueError(f"its {_ENTRY} entry is no JSON object")
+    return metadata
 
 
 def _no_constant(name: str) -> float:
@@ -161,5 +175,6 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Give an error's message without its line breaks, to stand inside a sentence."""
     return " ".join(str(error).split())

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -51,7 +51,7 @@ class Meter:
         self.shown = time.monotonic()
         meter = tqdm.format_meter(
             self.count,
-            self.total,
+            self.total or 0,
             self.shown - self.begin,
             ncols=0,
             prefix=self.desc,
@@ -68,7 +68,8 @@ def progress(iterable: Iterable[T], total: int | None = None, desc: str = "") ->
         total: Its length, where it does not know it itself.
         desc: What is being done.
     """
-    total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
     with Meter(total, desc) as meter:
         for item in iterable:
             yield item

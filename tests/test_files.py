@@ -57,7 +57,7 @@ def test_sweep_spares_a_living_writer_and_removes_a_killed_ones_file(tmp_path: P
         assert sweep(tmp_path) == []
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-        leftovers = [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+        leftovers = list(tmp_path.iterdir())
         assert len(leftovers) == 1
         assert sweep(tmp_path) == leftovers
         assert list(tmp_path.iterdir()) == []
@@ -66,11 +66,11 @@ def test_sweep_spares_a_living_writer_and_removes_a_killed_ones_file(tmp_path: P
         writer.wait()
 
 
-def test_sweep_takes_another_machines_file_only_when_it_is_old(tmp_path: Path) -> None:
+def test_sweep_takes_another_machines_leftovers_only_when_it_is_old(tmp_path: Path) -> None:
     other = tmp_path / f".a.txt.elsewhere.{os.getpid()}.tmp"
-    other.write_text("half")
+    other.mkdir()
     theirs = tmp_path / ".config.tmp"
-    theirs.write_text("no file of ours")
+    theirs.mkdir()
     assert sweep(tmp_path) == []
     os.utime(other, (time.time() - 7200,) * 2)
     os.utime(theirs, (time.time() - 7200,) * 2)
@@ -85,6 +85,20 @@ def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
     back, header = read_safetensors(tmp_path / "f.safetensors", KIND)
     assert torch.equal(back["a"], tensors["a"]) and torch.equal(back["b"], tensors["b"])
     assert header == {**metadata, "format": KIND}
+
+
+def test_equal_contents_give_equal_bytes(tmp_path: Path) -> None:
+    metadata = {letter: letter for letter in "qwertzuiop"}
+    for name in ("f", "g"):
+        write_safetensors(tmp_path / name, KIND, {"a": torch.ones(2), "b": torch.ones(1)}, metadata)
+    assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes()
+
+
+def test_files_have_the_users_permissions(tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    write_safetensors(tmp_path / "f", KIND, {"a": torch.ones(1)}, {})
+    assert (tmp_path / "f").stat().st_mode == ordinary.stat().st_mode
 
 
 def test_nan_is_refused_on_writing(tmp_path: Path) -> None:

@@ -48,9 +48,9 @@ def raw_file(path: Path, header: dict[str, Any] | str, data: bytes = bytes(4 * 8
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
-def raw_header(**metadata: str) -> dict[str, Any]:
+def raw_header(metadata: str) -> dict[str, Any]:
     return {
-        "__metadata__": metadata,
+        "__metadata__": {"fastmtt": metadata},
         "trajectory": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]},
     }
 
@@ -72,10 +72,7 @@ def test_the_file_is_plain_safetensors(store: TrajectoryStore) -> None:
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
     assert header["trajectory"]["shape"] == [4, 8]
-    assert {k: json.loads(v) for k, v in header["__metadata__"].items()} == {
-        **META,
-        "format": KIND,
-    }
+    assert json.loads(header["__metadata__"]["fastmtt"]) == {**META, "format": KIND}
     assert content[8 + size :] == trajectory(3).numpy().tobytes()
 
 
@@ -84,7 +81,7 @@ def test_a_segment_of_a_large_file_reads_two_rows(tmp_path: Path) -> None:
     store = TrajectoryStore(tmp_path)
     metadata = {**META, "shapes": [[size], [0]], "format": KIND}
     header = {
-        "__metadata__": {key: json.dumps(value) for key, value in metadata.items()},
+        "__metadata__": {"fastmtt": json.dumps(metadata)},
         "trajectory": {"dtype": "F32", "shape": [rows, size], "data_offsets": [0, 4 * rows * size]},
     }
     raw_file(store.path(0), header, b"")
@@ -184,19 +181,26 @@ def test_foreign_files_are_refused(store: TrajectoryStore) -> None:
 
 
 def test_wrong_contents_are_refused(store: TrajectoryStore) -> None:
-    good = {key: json.dumps(value) for key, value in {**META, "format": KIND}.items()}
+    good = {**META, "format": KIND}
+    whole = json.dumps(raw_header(json.dumps(good)))
     path = store.path(1)
+
+    def saying(**changes: Any) -> dict[str, Any]:
+        return raw_header(json.dumps({**good, **changes}))
+
     cases: list[tuple[Any, str]] = [
-        (raw_header(**{**good, "recipe": '{"lr_teacher": NaN}'}), "NaN in the header"),
-        (raw_header(**{**good, "recipe": "[" * 100_000}), "damaged"),
-        (raw_header(**{k: v for k, v in good.items() if k != "space"}), "nothing of its space"),
-        (raw_header(**{**good, "shapes": "[[2, 3], [3]]"}), "8 weights, its shapes say 9"),
-        (raw_header(**{**good, "shapes": '"wide"'}), "names and shapes do not describe"),
-        (json.dumps(raw_header(**good)).replace("[4, 8]", "[32]"), "wanted float32"),
-        (json.dumps(raw_header(**good)).replace("[4, 8]", "[4, 2, 4]"), "wanted float32"),
-        (json.dumps(raw_header(**good)).replace("F32", "I32"), "wanted float32"),
-        (json.dumps(raw_header(**good)).replace("128", "NaN"), "damaged"),
-        (json.dumps(raw_header(**good)).replace('"trajectory"', '"weights"'), "wanted one tensor"),
+        (saying(recipe={"lr_teacher": float("nan")}), "NaN in the header"),
+        (raw_header("[" * 100_000), "damaged"),
+        (raw_header("[1]"), "no JSON object"),
+        (raw_header(json.dumps({k: v for k, v in good.items() if k != "space"})), "of its space"),
+        (saying(shapes=[[2, 3], [3]]), "8 weights, its shapes say 9"),
+        (saying(shapes="wide"), "names and shapes do not describe"),
+        (saying(shapes=[[2, 3], [2.0]]), "names and shapes do not describe"),
+        (whole.replace("[4, 8]", "[32]"), "wanted float32"),
+        (whole.replace("[4, 8]", "[4, 2, 4]"), "wanted float32"),
+        (whole.replace("F32", "I32"), "wanted float32"),
+        (whole.replace("128", "NaN"), "damaged"),
+        (whole.replace('"trajectory"', '"weights"'), "wanted one tensor"),
     ]
     for header, sentence in cases:
         raw_file(path, header)
@@ -204,7 +208,7 @@ def test_wrong_contents_are_refused(store: TrajectoryStore) -> None:
             store.segment(1, 0, 1)
         assert str(path) in str(refused.value)
         assert "\n" not in str(refused.value)
-    raw_file(path, raw_header(**good))
+    raw_file(path, whole)
     assert store.length(1) == 4
 
 

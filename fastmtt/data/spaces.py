@@ -1,0 +1,145 @@
+"""The space images are trained in: normalised by constants, or whitened by ZCA.
+
+A distilled set is worthless without its space, so a space is saved with it and gives the same
+bits after loading.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from kornia.enhance import ZCAWhitening
+from torch import Tensor
+
+from fastmtt.errors import FastmttError
+from fastmtt.files import one_line, read_safetensors, write_safetensors
+
+KIND = "fastmtt space 1"
+ZCA_EPS = 0.1
+
+
+class Space(ABC):
+    """An invertible map from pixels in [0,1] to training images."""
+
+    @abstractmethod
+    def transform(self, pixels: Tensor) -> Tensor:
+        """Bring pixels [n,C,H,W] float32 in [0,1] into the training space."""
+
+    @abstractmethod
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """Bring training images [n,C,H,W] back to pixels; distilled ones may leave [0,1]."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Say in JSON's terms which space this is; equal spaces give equal descriptions."""
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]:
+        """Give what `load_space` needs besides the description."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the space to a safetensors file, atomically."""
+        write_safetensors(Path(path), KIND, self._tensors(), self.describe())
+
+
+class Normalised(Space):
+    """(pixels - mean) / std, one mean and std a channel.
+
+    Args:
+        mean: The channels' means.
+        std: The channels' standard deviations, positive.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+
+    def transform(self, pixels: Tensor) -> Tensor:
+        """Normalise [n,C,H,W] float pixels, in their own precision."""
+        mean, std = self._columns(pixels)
+        return (pixels - mean) / std
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """Undo `transform`."""
+        mean, std = self._columns(images)
+        return images * std + mean
+
+    def describe(self) -> dict[str, Any]:
+        """Give the kind and the constants."""
+        return {"kind": "normalised", "mean": list(self.mean), "std": list(self.std)}
+
+    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(row, dtype=like.dtype, device=like.device)[:, None, None]
+            for row in (self.mean, self.std)
+        )
+        return mean, std
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}
+
+
+class Whitened(Space):
+    """ZCA-whitened over all C·H·W features, as kornia does it with eps 0.1.
+
+    Args:
+        zca: A fitted `ZCAWhitening` with its inverse.
+        digest: Of the training images it was fitted on.
+    """
+
+    def __init__(self, zca: ZCAWhitening, digest: str) -> None:
+        self.zca = zca
+        self.digest = digest
+
+    def transform(self, pixels: Tensor) -> Tensor:
+        """Whiten [n,C,H,W] float32 pixels."""
+        whitened: Tensor = self.zca.to(pixels.device)(pixels)
+        return whitened
+
+    def to_pixels(self, images: Tensor) -> Tensor:
+        """Undo `transform`."""
+        pixels: Tensor = self.zca.to(images.device).inverse_transform(images)
+        return pixels
+
+    def describe(self) -> dict[str, Any]:
+        """Give the kind, eps and the digest of the images fitted on."""
+        return {"kind": "zca", "eps": self.zca.eps, "images": self.digest}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return dict(self.zca.state_dict())
+
+
+def new_zca() -> ZCAWhitening:
+    """Give kornia's whitening with the field's settings, not fitted."""
+    return ZCAWhitening(eps=ZCA_EPS, compute_inv=True)
+
+
+def load_space(path: str | Path) -> Space:
+    """Read a space that `Space.save` wrote.
+
+    Raises:
+        FastmttError: The file is missing, damaged or holds something else.
+    """
+    path = Path(path)
+    tensors, metadata = read_safetensors(path, KIND)
+    try:
+        if metadata["kind"] == "normalised":
+            return Normalised(metadata["mean"], metadata["std"])
+        if metadata["kind"] != "zca" or metadata["eps"] != ZCA_EPS:
+            raise ValueError(f"a space of kind {metadata['kind']!r}, eps {metadata.get('eps')}")
+        features = tensors["mean_vector"].shape[-1]
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        square = [features, features]
+        if shapes != {
+            "mean_vector": [1, features],
+            "transform_matrix": square,
+            "transform_inv": square,
+        }:
+            raise ValueError(f"matrices of shapes {shapes}")
+        zca = new_zca()
+        zca.load_state_dict(tensors)
+        return Whitened(zca, metadata["images"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FastmttError(f"{path} holds no space of ours ({one_line(error)})") from None
