@@ -44,6 +44,12 @@ class Examples(NamedTuple):
         students = torch.arange(len(rows))[:, None]
         return self.images[students, rows], self.labels[students, rows]
 
+    def of(self, students: Tensor) -> Examples:
+        """The same for some of the students."""
+        if self.shared:
+            return self
+        return Examples(self.images[students], self.labels[students], shared=False)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -130,7 +136,16 @@ def accuracy(student: Student, theta: Tensor, images: Tensor, labels: Tensor) ->
     return right.double() / len(labels)
 
 
+def students_at_once(batch: int, image_shape: tuple[int, ...]) -> int:
+    """How many students to train side by side: as many as keep a step's planes in cache.
+
+    Small steps cost overhead, which is shared; large ones cost arithmetic, which is not.
+    """
+    return max(1, _PLANES // (batch * image_shape[-2] * image_shape[-1]))
+
+
 _TEST_BATCH = 128
+_PLANES = 2**16  # pixels of one channel, over the images of a step
 
 
 def _batches(

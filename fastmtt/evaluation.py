@@ -1,0 +1,140 @@
+"""How good a set is: test accuracy of fresh networks trained on it, by the field's protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastmtt.augment import DSA
+from fastmtt.choices import KeyedChoices
+from fastmtt.data import DataSet
+from fastmtt.draws import torch_seed
+from fastmtt.progress import Meter
+from fastmtt.student import initial_weights, make_student
+from fastmtt.student.zoo import make_network
+from fastmtt.synthetic import Synthetic, real_rows
+from fastmtt.training import Examples, Recipe, accuracy, students_at_once, train
+
+REAL_LR = 0.01  # the field's learning rate for training on real images
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How evaluation networks are trained (MTT's, the family's default).
+
+    SGD with momentum 0.9 and weight decay 5e-4 for ``epochs + 1`` epochs; after the one with index
+    ``epochs // 2 + 1`` the learning rate drops to a tenth and the momentum is forgotten.
+
+    Attributes:
+        model: factory name of the network.
+        networks: how many are trained.
+        epochs: ``epoch_eval_train``.
+        batch_train: images a step.
+        augment: DSA on every batch, or None.
+        seed: the run's seed.
+    """
+
+    model: str
+    networks: int
+    epochs: int
+    batch_train: int
+    augment: DSA | None
+    seed: int
+
+
+def evaluate(
+    dataset: DataSet,
+    examples: Examples,
+    lr: float | list[float],
+    protocol: Protocol,
+    *,
+    what: str = "evaluation",
+    desc: str = "evaluate",
+) -> Tensor:
+    """Test accuracy [networks] of fresh networks trained on ``examples``.
+
+    Args:
+        dataset: gives the test images.
+        examples: one set for all networks, or one each.
+        lr: learning rate, or one a network.
+        protocol: how to train.
+        what: names the networks' draws; equal names mean equal initial weights.
+        desc: shown with the progress.
+    """
+
+    def make() -> nn.Module:
+        return make_network(
+            protocol.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
+        )
+
+    student = make_student(make(), dataset.image_shape)
+    rates = lr if isinstance(lr, list) else [lr] * protocol.networks
+    batch = min(protocol.batch_train, examples.count)
+    at_once = students_at_once(batch, dataset.image_shape)
+    groups = torch.arange(protocol.networks).split(at_once)
+    steps = -(-examples.count // batch) * (protocol.epochs + 1)
+    scores = []
+    with Meter(len(groups) * steps, desc) as meter:
+        for group in groups:
+            members = group.tolist()
+            weights = [initial_weights(make, protocol.seed, f"{what} init", m) for m in members]
+            theta = train(
+                student,
+                torch.stack(weights),
+                examples.of(group),
+                Recipe(
+                    epochs=protocol.epochs + 1,
+                    batch_size=batch,
+                    lr=[rates[m] for m in members],
+                    momentum=MOMENTUM,
+                    weight_decay=WEIGHT_DECAY,
+                    decay_after=protocol.epochs // 2 + 1,
+                    augment=protocol.augment,
+                ),
+                seed=protocol.seed,
+                what=what,
+                members=members,
+                after_step=meter.step,
+            )
+            scores.append(accuracy(student, theta, dataset.test_images, dataset.test_labels))
+    return torch.cat(scores)
+
+
+def evaluate_distilled(
+    dataset: DataSet, synthetic: Synthetic, protocol: Protocol, desc: str = "distilled set"
+) -> Tensor:
+    """Accuracy [networks] of networks trained on the distilled set at its own learning rate."""
+    kept = synthetic.detached()
+    examples = Examples(kept.images, kept.labels)
+    return evaluate(dataset, examples, float(kept.lr), protocol, desc=desc)
+
+
+def evaluate_random(
+    dataset: DataSet, ipc: int, lrs: tuple[float, float], protocol: Protocol
+) -> tuple[Tensor, float]:
+    """The baseline: as many random real images, another draw for each network.
+
+    Returns:
+        Accuracies [networks] at the better of the two learning rates, and that rate.
+    """
+    rows = torch.stack(
+        [
+            real_rows(dataset, ipc, KeyedChoices(torch_seed(protocol.seed, "random draw", draw)))
+            for draw in range(protocol.networks)
+        ]
+    )
+    examples = Examples(dataset.train_images[rows], dataset.train_labels[rows], shared=False)
+    tries = [
+        (evaluate(dataset, examples, lr, protocol, desc=f"random real images, lr {lr:.4g}"), lr)
+        for lr in lrs
+    ]
+    return max(tries, key=lambda scores_lr: float(scores_lr[0].mean()))
+
+
+def evaluate_real(dataset: DataSet, protocol: Protocol) -> Tensor:
+    """Accuracy [networks] of networks trained on all real training images at lr 0.01."""
+    examples = Examples(dataset.train_images, dataset.train_labels)
+    return evaluate(dataset, examples, REAL_LR, protocol, desc="all real images")

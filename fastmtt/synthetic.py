@@ -1,0 +1,99 @@
+"""The synthetic set: images, labels and the learning rate they were learned for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmtt.choices import Choices
+from fastmtt.data import DataSet
+from fastmtt.errors import FastmttError
+from fastmtt.files import read_safetensors, write_safetensors
+
+KIND = "fastmtt synthetic 1"
+
+
+@dataclass
+class Synthetic:
+    """A distilled set in its training space.
+
+    Attributes:
+        images: [K*ipc,C,H,W] float32, classes in order.
+        labels: int64 [K*ipc].
+        lr: the student's learning rate, a scalar.
+    """
+
+    images: Tensor
+    labels: Tensor
+    lr: Tensor
+
+    def detached(self) -> Synthetic:
+        """A copy that nothing else changes."""
+        return Synthetic(*(t.detach().clone().cpu() for t in (self.images, self.labels, self.lr)))
+
+    def save(self, path: Path, meta: dict[str, Any]) -> None:
+        """Write to a safetensors file, atomically, with what is needed to use it again."""
+        kept = self.detached()
+        tensors = {"images": kept.images, "labels": kept.labels, "lr": kept.lr}
+        write_safetensors(path, KIND, tensors, meta)
+
+
+def load_synthetic(path: Path) -> tuple[Synthetic, dict[str, Any]]:
+    """Read what :meth:`Synthetic.save` wrote.
+
+    Raises:
+        FastmttError: the file is missing, damaged or holds something else.
+    """
+    tensors, meta = read_safetensors(path, KIND)
+    images, labels, lr = (tensors.get(name) for name in ("images", "labels", "lr"))
+    if images is None or labels is None or lr is None:
+        raise FastmttError(f"{path} holds {sorted(tensors)}, wanted images, labels and lr")
+    if images.dim() != 4 or len(images) != len(labels) or lr.dim() != 0:
+        raise FastmttError(
+            f"{path} is no distilled set: images {list(images.shape)}, labels "
+            f"{list(labels.shape)}, lr {list(lr.shape)}; wanted [n,C,H,W], [n], a scalar"
+        )
+    return Synthetic(images, labels, lr), meta
+
+
+def real_rows(dataset: DataSet, ipc: int, choices: Choices) -> Tensor:
+    """Rows of ``ipc`` training images of each class, class by class, int64 [K*ipc].
+
+    Raises:
+        FastmttError: a class has fewer images.
+    """
+    labels = dataset.train_labels.numpy()
+    picked = []
+    for label, name in enumerate(dataset.classes):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) < ipc:
+            raise FastmttError(
+                f"ipc is {ipc}, but class {name!r} of {dataset.name} has {len(rows)} training "
+                "images; lower ipc"
+            )
+        picked.append(choices.pick(label, rows, ipc))
+    return torch.from_numpy(np.concatenate(picked))
+
+
+def start(dataset: DataSet, ipc: int, pix_init: str, lr: float, choices: Choices) -> Synthetic:
+    """The set before the first iteration (MTT, section "pix_init").
+
+    Args:
+        dataset: the real data.
+        ipc: images a class.
+        pix_init: "real" for random training images, "noise" for N(0,1).
+        lr: the initial learning rate.
+        choices: where randomness comes from.
+    """
+    count = len(dataset.classes) * ipc
+    # drawn in either case: the published programs draw it before they look at pix_init
+    images = choices.noise(count, *dataset.image_shape)
+    if pix_init == "real":
+        images = dataset.train_images[real_rows(dataset, ipc, choices)].clone()
+    labels = torch.arange(len(dataset.classes)).repeat_interleave(ipc)
+    return Synthetic(images, labels, torch.tensor(lr))
