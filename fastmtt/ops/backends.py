@@ -128,7 +128,7 @@ def _complete_with_reference() -> None:
 
 
 def _same_shape(x: Tensor, kind: Tensor, values: Tensor, cutout: float) -> Tensor:
-    return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 class Row(NamedTuple):

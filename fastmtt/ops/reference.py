@@ -212,7 +212,7 @@ def _conv_backward(
         torch.ops.aten.convolution_backward(
             g.permute(0, 3, 1, 2),
             x.permute(0, 3, 1, 2),
-            k.permute(3, 2, 0, 1),
+            k.permute(3, 2, 0, 1).contiguous(),  # one output channel: torch's float64 needs it
             None,
             [1, 1],
             [1, 1],
@@ -280,12 +280,11 @@ def linear_xent_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cotangents (f, w, b, y) of each student's loss; ``needs`` = (f, parameters)."""
     need_f, need_parameters = needs
-    empty = f.new_empty(0)
     g = _logit_gradient(logp, y)
-    gf = g @ w if need_f else empty
-    gy = -logp / f.shape[1] if y.is_floating_point() else empty
+    gf = g @ w if need_f else f.new_empty(0)
+    gy = -logp / f.shape[1] if y.is_floating_point() else f.new_empty(0)
     if not need_parameters:
-        return gf, empty, f.new_empty(0), gy
+        return gf, f.new_empty(0), f.new_empty(0), gy
     return gf, g.mT @ f, g.sum(1), gy
 
 

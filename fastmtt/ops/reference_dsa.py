@@ -47,12 +47,11 @@ def _each_student(
     maps: dict[str, Map], x: Tensor, kind: Tensor, values: Tensor, cutout: float
 ) -> Tensor:
     values = values.to(x.dtype)
-    return torch.stack(
-        [
-            maps[KINDS[k]](images, v, cutout)
-            for images, v, k in zip(x, values, kind.tolist(), strict=True)
-        ]
-    )
+    students = [
+        maps[KINDS[k]](images, v, cutout)
+        for images, v, k in zip(x, values, kind.tolist(), strict=True)
+    ]
+    return torch.stack(students).contiguous()
 
 
 def _mixed_with_mean(x: Tensor, factor: Tensor, over: tuple[int, ...]) -> Tensor:
@@ -93,10 +92,9 @@ def _cutout(x: Tensor, values: Tensor, cutout: float) -> Tensor:
     for axis, size in enumerate(x.shape[-2:]):
         hole = int(size * cutout + 0.5)
         first = values[:, axis].long()[:, None] - hole // 2
-        # the published code clamps each position: the same interval, as the centre is inside
-        low, high = first.clamp(0, size - 1), (first + hole - 1).clamp(0, size - 1)
+        # the published code clamps positions to the image: no more, as the square overlaps it
         position = torch.arange(size, device=x.device)
-        cut.append((position >= low) & (position <= high))
+        cut.append((position >= first) & (position < first + hole))
     return x * ~(cut[0][:, :, None] & cut[1][:, None, :])[:, None]
 
 

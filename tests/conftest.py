@@ -1,0 +1,26 @@
+"""Fixtures every test has."""
+
+import os
+
+import pytest
+import torch
+
+from fastmtt.ops import backends
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Deterministic mode fills fresh memory with NaN: an element left unwritten shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def extension():
+    """The compiled ops; where they are missing, the reason to skip, or to fail in CI."""
+    missing = backends.extension_error()
+    if missing and os.environ.get("FASTMTT_REQUIRE_EXT") == "1":
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)

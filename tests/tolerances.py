@@ -1,0 +1,29 @@
+"""Every tolerance of the tests of the engine, each with its reason. Loosening one needs a review.
+
+All are relative errors of a whole vector, |got - want| / |want|, unless the name says otherwise.
+"""
+
+# Meta-gradients in float64 against autograd's double backward: what the project promises. Both
+# sides round some 1e5 times at 1e-16 and a step amplifies little; 1e-15 to 1e-13 is seen.
+META_GRADIENT = 1e-9
+
+# One op or one verb in float64 against its formula: hundreds of roundings at 1e-16, well conditioned.
+FORMULA = 1e-12
+
+# A central difference with step h = 1e-5 in float64: truncation h^2, rounding 1e-16 / h.
+FINITE_DIFFERENCE = 1e-6
+
+# float32 may err this many times as much as torch does in float32 (design, "Precision").
+TIMES_TORCH = 2.0
+
+# ... and, where torch happens to hit a value exactly, by one rounding: float32's epsilon.
+ROUNDING_32 = 1.2e-7
+
+# A float32 meta-gradient with the float64 run's ReLU masks: no flipped ReLU left, only rounding.
+REPLAYED_MASKS_32 = 1e-5
+
+# Sampling grids are made from float32 values: the same number rounded once on either side.
+DRAWN_VALUES_32 = 1e-6
+
+# Mean of 4000 uniform draws against its expectation: 5 standard errors, 5 / sqrt(12 * 4000).
+MEAN_OF_4000 = 0.023
