@@ -1,0 +1,250 @@
+"""Configuration: the field's keys from files and flags, one sentence for every mistake."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fastmtt.config import (
+    BaseConfig,
+    BufferConfig,
+    DistillConfig,
+    EvaluateConfig,
+    parse,
+    to_yaml,
+)
+from fastmtt.errors import FastmttError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text("ipc: 10\nlr_lr: 1e-05\nlr_img: 1e2\nzca: True\nbatch_syn: null\n")
+    return path
+
+
+def refusal(*argv: Any, command: Any = "distill") -> str:
+    with pytest.raises(FastmttError) as refused:
+        parse(command, [str(part) for part in argv])
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_defaults_are_the_fields() -> None:
+    config = parse("distill", [])
+    assert config == DistillConfig()
+    assert (config.Iteration, config.lr_img, config.lr_lr) == (5000, 1000.0, 1e-5)
+    assert (config.syn_steps, config.expert_epochs, config.max_start_epoch) == (20, 3, 25)
+    assert parse("buffer", []) == BufferConfig()
+    assert parse("evaluate", ["runs/a"]) == EvaluateConfig(run="runs/a")
+
+
+def test_file_values_have_their_types(file: Path) -> None:
+    config = parse("distill", ["--cfg", str(file)])
+    assert config == DistillConfig(ipc=10, lr_lr=1e-5, lr_img=100.0, zca=True)
+    assert type(config.lr_lr) is float and type(config.lr_img) is float
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_flags_win_wherever_they_stand(file: Path, order: int) -> None:
+    flags, cfg = ["--ipc", "50", "--zca=False"], ["--cfg", str(file)]
+    argv = [cfg + flags, flags + cfg, flags[:2] + [f"--cfg={file}"] + flags[2:]][order]
+    config = parse("distill", argv)
+    assert (config.ipc, config.zca, config.lr_img) == (50, False, 100.0)
+
+
+def test_of_two_files_the_later_wins(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "d.yaml"
+    other.write_text("ipc: 3\n")
+    config = parse("distill", ["--cfg", str(file), "--cfg", str(other)])
+    assert (config.ipc, config.lr_img) == (3, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "value"),
+    [
+        (["--zca", "False"], "zca", False),
+        (["--zca", "true"], "zca", True),
+        (["--zca"], "zca", True),
+        (["--zca", "--ipc", "3"], "zca", True),
+        (["--dsa=False"], "dsa", False),
+        (["--lr_lr", "1e-05"], "lr_lr", 1e-5),
+        (["--lr_lr", "1"], "lr_lr", 1.0),
+        (["--max_experts", "null"], "max_experts", None),
+        (["--batch_syn", "7"], "batch_syn", 7),
+        (["--run_name", "null"], "run_name", None),
+        (["--run_name", "2024"], "run_name", "2024"),
+        (["--gradient", "tesla"], "gradient", "tesla"),
+        (["--gradient", "5"], "gradient", 5),
+        (["--gradient", "null"], "gradient", None),
+        (["--memory", "1_000_000"], "memory", 1_000_000),
+        (["--device", "cuda:1"], "device", "cuda:1"),
+    ],
+)
+def test_overrides_are_yaml(argv: list[str], key: str, value: Any) -> None:
+    got = getattr(parse("distill", argv), key)
+    assert got == value and type(got) is type(value)
+
+
+def test_a_repeated_key_takes_the_last_and_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "pad.yaml"
+    path.write_text("zca: False\nipc: 2\nzca: True\n")
+    with pytest.warns(UserWarning, match=r"pad\.yaml holds zca twice; the last one counts \(True"):
+        config = parse("distill", ["--cfg", str(path)])
+    assert config.zca is True
+    path.write_text("zca: True\nipc: 2\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parse("distill", ["--cfg", str(path)])
+
+
+def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for command, config in (
+        (
+            "distill",
+            DistillConfig(ipc=10, lr_lr=1e-7, gradient=5, run_name="größer", memory=10**10),
+        ),
+        ("distill", DistillConfig(gradient="tesla", lr_img=1e12, seed=2**40, published=46.3)),
+        ("buffer", BufferConfig(zca=True, device="cuda:0", backend="cpu")),
+        ("evaluate", EvaluateConfig(run="a b", model="VGG11", zca=False)),
+    ):
+        path.write_text(to_yaml(config), encoding="utf-8")
+        argv = [*(["a b"] if command == "evaluate" else []), "--cfg", str(path)]
+        if command == "evaluate":
+            path.write_text(to_yaml(config).replace("run: a b\n", ""), encoding="utf-8")
+        assert parse(command, argv) == config  # type: ignore[call-overload]
+    assert yaml.safe_load(to_yaml(DistillConfig()))["lr_lr"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--ipcs", "3"], "flag --ipcs is unknown to fastmtt.distill; the nearest is ipc"),
+        (["--iteration=3"], "flag --iteration is unknown to fastmtt.distill; the nearest is Iter"),
+        (["--qqqq"], "flag --qqqq is unknown to fastmtt.distill; see python -m fastmtt.distill"),
+        (["--mom", "0"], "flag --mom is unknown to fastmtt.distill; it is a key of fastmtt.buffer"),
+        (["--ip", "3"], "flag --ip is unknown to fastmtt.distill; the nearest is ipc"),
+        (["--ipc", "1.5"], "ipc is 1.5, wanted a whole number"),
+        (["--ipc", "ten"], "ipc is ten, wanted a whole number"),
+        (["--ipc", "true"], "ipc is True, wanted a whole number"),
+        (["--lr_img", "big"], "lr_img is big, wanted a number"),
+        (["--lr_img", "nan"], "lr_img is nan, wanted a number"),
+        (["--lr_img", "1e400"], "lr_img is inf, wanted a number at least 0"),
+        (["--zca", "maybe"], "zca is maybe, wanted true or false"),
+        (["--zca", "1"], "zca is 1, wanted true or false"),
+        (["--gradient", "exakt"], "gradient is exakt, wanted exact, tesla, a whole number or null"),
+        (["--gradient", "0"], "gradient is 0, wanted a number at least 1"),
+        (["--memory", "2.5"], "memory is 2.5, wanted a whole number or null"),
+        (["--pix_init", "grey"], "pix_init is grey, wanted real or noise"),
+        (["--backend", "gpu"], "backend is gpu, wanted reference, cpu, triton, cuda or null"),
+        (["--device", "gpu"], "device is 'gpu', wanted auto, cpu, cuda or cuda:<number>"),
+        (["--ipc"], "--ipc wants a value behind it: a whole number"),
+        (["--cfg"], "--cfg wants a YAML file behind it"),
+        (["cifar.yaml"], "'cifar.yaml' belongs to no flag; write --key value"),
+        (["--ipc", "0"], "ipc is 0, wanted a number at least 1"),
+        (["--ipc", "-3"], "ipc is -3, wanted a number at least 1"),
+        (["--lr_teacher", "0"], "lr_teacher is 0.0, wanted a number above 0"),
+        (["--published", "101"], "published is 101.0, wanted a number at least 0 and at most 100"),
+        (["--seed", "-1"], "seed is -1, wanted a number at least 0"),
+        (
+            ["--min_start_epoch", "25"],
+            "min_start_epoch is 25 and max_start_epoch 25, wanted the first below the second",
+        ),
+        (
+            ["--train_epochs", "26"],
+            "segments end at epoch 27 (max_start_epoch - 1 + expert_epochs) and experts at "
+            "train_epochs 26, wanted experts at least as long; lower max_start_epoch or raise "
+            "train_epochs",
+        ),
+    ],
+)
+def test_mistakes_in_flags(argv: list[str], sentence: str) -> None:
+    assert refusal(*argv).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "ipc: 3\nsin_steps: 5\n",
+            "c.yaml, line 2: key sin_steps is unknown to fastmtt.distill; the",
+        ),
+        ("l2: 0\n", "c.yaml, line 1: key l2 is unknown to fastmtt.distill; it is a key of fastmtt"),
+        ("ipc: [\n", "c.yaml is no YAML file (while parsing"),
+        ("- ipc\n", "c.yaml holds no keys and values, wanted lines like 'ipc: 10'"),
+        ("ipc\n", "c.yaml holds no keys and values"),
+        ("# nothing\n", "c.yaml is empty"),
+        ("ipc: ten\n", "ipc is ten, wanted a whole number"),
+        ("ipc: {a: 1}\n", "ipc is {'a': 1}, wanted a whole number"),
+        ("ipc: -1\n", "ipc is -1, wanted a number at least 1"),
+        ("zca: 3\n", "zca is 3, wanted true or false"),
+    ],
+)
+def test_mistakes_in_files(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert sentence in refusal("--cfg", path)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    assert "nowhere.yaml cannot be read (No such file" in refusal(
+        "--cfg", tmp_path / "nowhere.yaml"
+    )
+    assert "cannot be read (Is a directory" in refusal("--cfg", tmp_path)
+    (tmp_path / "c.yaml").write_bytes(b"ipc: \xff\n")
+    assert "c.yaml is no YAML file" in refusal("--cfg", tmp_path / "c.yaml")
+
+
+def test_experts_long_enough() -> None:
+    config = parse("distill", ["--max_start_epoch", "2", "--expert_epochs", "2"])
+    assert config.train_epochs is None and config.expert_length == 3
+    assert parse("distill", ["--train_epochs", "27"]).expert_length == 27
+
+
+def test_evaluation_takes_the_rest_from_the_run() -> None:
+    made_with = DistillConfig(dataset="digits", model="ConvNetD2", batch_train=64, ipc=10)
+    asked = parse("evaluate", ["runs/a", "--model", "VGG11", "--dsa", "false"])
+    applied = asked.applied_to(made_with)
+    assert applied == dataclasses.replace(made_with, model="VGG11", dsa=False)
+    assert type(applied) is DistillConfig
+
+
+def test_evaluation_wants_its_run() -> None:
+    assert "run" in refusal(command="evaluate")
+    assert "belongs to no flag" in refusal("a", "b", command="evaluate")
+
+
+def test_evaluation_knows_all_shared_keys() -> None:
+    shared = {field.name for field in dataclasses.fields(BaseConfig)}
+    assert shared <= {field.name for field in dataclasses.fields(EvaluateConfig)}
+
+
+@pytest.mark.parametrize(
+    "kind", [BufferConfig, DistillConfig, EvaluateConfig], ids=["buffer", "distill", "evaluate"]
+)
+def test_help_explains_every_key(
+    kind: Any, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    command: Any = request.node.callspec.id
+    with pytest.raises(SystemExit) as left:
+        parse(command, ["--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in dataclasses.fields(kind):
+        flag = "RUN" if field.name == "run" else f"--{field.name} "
+        behind = text.rpartition(flag)[2]
+        assert len(behind.split("(")[0].split()) >= 2, field.name
+
+
+def test_print_config_prints_what_would_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parse("distill", ["--cfg", str(file), "--print_config", "--ipc", "4"])
+    assert left.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    printed["lr_lr"] = float(printed["lr_lr"])
+    expected = DistillConfig(ipc=4, lr_lr=1e-5, lr_img=100.0, zca=True)
+    assert printed == dataclasses.asdict(expected)
