@@ -1,0 +1,64 @@
+"""float32 meta-gradients, judged against float64 by what torch itself loses in float32."""
+
+from statistics import median
+
+import pytest
+import torch
+from compare import assert_all_close, relative_error
+from problems import Problem
+from tolerances import REPLAYED_MASKS_32, TIMES_TORCH
+
+from fastmtt.ops import reference
+from fastmtt.student.zoo import ConvNet
+
+CASES = {
+    "depth 1": dict(depth=1, steps=4, batch=4),
+    "depth 2, soft": dict(depth=2, steps=10, batch=3, labels="soft", lr="per step"),
+    "depth 3, DSA": dict(depth=3, steps=6, batch=3, dsa="S"),
+    "depth 3, S=3": dict(depth=3, steps=5, batch=4, segments=3, labels="soft", dsa="S"),
+}
+
+
+def problem(case, seed=0):
+    options = dict(CASES[case])
+    depth = options.pop("depth")
+    p = Problem(lambda: ConvNet((3, 16, 16), 3, depth=depth, width=8), seed=seed, **options)
+    p.data = {  # what float32 can hold, so that both precisions solve one problem
+        name: t if t.dtype == torch.int64 else t.float().double() for name, t in p.data.items()
+    }
+    return p
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_errs_at_most_twice_as_much_as_torch(case):
+    ours, torchs = {}, {}
+    for seed in range(5):
+        p = problem(case, seed)
+        _, truth = p.naive()
+        for errors, (_, single) in ((ours, p.ours(torch.float32)), (torchs, p.naive(torch.float32))):
+            for name in truth:
+                assert single[name].dtype == torch.float32
+                errors.setdefault(name, []).append(relative_error(single[name], truth[name]))
+    for name in torchs:
+        got, allowed = median(ours[name]), TIMES_TORCH * median(torchs[name])
+        assert got <= allowed, f"{name}: {ours[name]} against torch's {torchs[name]}"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_with_the_masks_of_float64(case):
+    p = problem(case)
+    with reference.recorded_masks() as masks:
+        _, exact = p.ours(backend="reference")
+    with reference.replayed_masks(masks):
+        _, single = p.ours(torch.float32, backend="reference")
+    assert len(masks) == p.steps * CASES[case]["depth"] * (1 + 1 + 2)  # forward, backward, tangents
+    assert_all_close(single, exact, REPLAYED_MASKS_32)
+
+
+def test_replayed_masks_are_what_is_used():
+    p = problem("depth 1")
+    with reference.recorded_masks() as masks:
+        _, exact = p.ours(backend="reference")
+    with reference.replayed_masks([~mask for mask in masks]):
+        _, other = p.ours(backend="reference")
+    assert relative_error(other["images"], exact["images"]) > 0.1
