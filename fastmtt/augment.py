@@ -83,9 +83,7 @@ class DSA:
         self.ratio_crop_pad, self.ratio_cutout = ratio_crop_pad, ratio_cutout
         self.brightness, self.saturation, self.contrast = brightness, saturation, contrast
 
-    def draw(
-        self, rng: np.random.Generator, batch: int, image_shape: Sequence[int]
-    ) -> Parameters:
+    def draw(self, rng: np.random.Generator, batch: int, image_shape: Sequence[int]) -> Parameters:
         """Parameters of one student's batch, by key (see :mod:`.draws`).
 
         Args:

@@ -1,4 +1,4 @@
-"""A matching iteration's batches: which rows of the synthetic set, augmented how, and back again."""
+"""A matching iteration's batches: which rows of the synthetic set, augmented how, and back."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ def draw_published(
             picked = keyed.published_batch_indices(generator, n, batch, chunks)
             rows[-1].append(picked)
             if augment is not None:
-                parameters[-1].append(
-                    augment.draw_published(generator, len(picked), image_shape)
-                )
+                parameters[-1].append(augment.draw_published(generator, len(picked), image_shape))
     indices = [torch.stack(step) for step in zip(*rows, strict=True)]
     if augment is None:
         return Draws(indices, None)

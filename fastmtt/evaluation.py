@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def evaluate(
             weights = [initial_weights(make, protocol.seed, f"{what} init", m) for m in members]
             theta = train(
                 student,
-                torch.stack(weights),
+                torch.stack(weights).to(examples.images.device),
                 examples.of(group),
                 Recipe(
                     epochs=protocol.epochs + 1,
@@ -107,9 +107,8 @@ def evaluate_distilled(
     dataset: DataSet, synthetic: Synthetic, protocol: Protocol, desc: str = "distilled set"
 ) -> Tensor:
     """Accuracy [networks] of networks trained on the distilled set at its own learning rate."""
-    kept = synthetic.detached()
-    examples = Examples(kept.images, kept.labels)
-    return evaluate(dataset, examples, float(kept.lr), protocol, desc=desc)
+    examples = Examples(synthetic.images.detach(), synthetic.labels)
+    return evaluate(dataset, examples, float(synthetic.lr), protocol, desc=desc)
 
 
 def evaluate_random(
@@ -134,7 +133,13 @@ def evaluate_random(
     return max(tries, key=lambda scores_lr: float(scores_lr[0].mean()))
 
 
-def evaluate_real(dataset: DataSet, protocol: Protocol) -> Tensor:
-    """Accuracy [networks] of networks trained on all real training images at lr 0.01."""
+def evaluate_real(dataset: DataSet, protocol: Protocol, steps: int) -> Tensor:
+    """Accuracy [networks] of networks trained on all real images at lr 0.01 for ``steps`` steps.
+
+    Same optimiser and schedule; the number of epochs follows from the steps, as 1001 epochs over
+    the real data would be out of proportion.
+    """
     examples = Examples(dataset.train_images, dataset.train_labels)
-    return evaluate(dataset, examples, REAL_LR, protocol, desc="all real images")
+    per_epoch = -(-examples.count // min(protocol.batch_train, examples.count))
+    shorter = replace(protocol, epochs=max(1, steps // per_epoch))
+    return evaluate(dataset, examples, REAL_LR, shorter, desc="all real images")

@@ -180,9 +180,7 @@ def match_trajectory(
         memory=memory,
         backend=backend,
     )
-    loss: Tensor = matcher(
-        start, target, images, labels, lr, indices=indices, generator=generator
-    )
+    loss: Tensor = matcher(start, target, images, labels, lr, indices=indices, generator=generator)
     return loss
 
 
@@ -196,7 +194,7 @@ class _Call:
 
 class _Match(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         call: _Call,
         images: Tensor,
@@ -223,7 +221,7 @@ class _Match(torch.autograd.Function):
         return ctx.ratio.mean()
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         refuse_graph()
         call: _Call = ctx.call
         _refuse_stale(ctx)
@@ -262,8 +260,8 @@ def _refuse_stale(ctx: Any) -> None:
         )
     if [t._version for t in ctx.inputs] != ctx.versions:
         raise RuntimeError(
-            "images, labels, lr, start or target were changed in place between forward and backward, which needs "
-            "them as they were: change them after backward"
+            "images, labels, lr, start or target were changed in place between forward and "
+            "backward, which needs them as they were: change them after backward"
         )
 
 

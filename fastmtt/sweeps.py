@@ -54,9 +54,7 @@ class Record:
     @classmethod
     def empty(cls, steps: int, theta: Tensor) -> Record:
         """Room for ``steps`` steps of weights like ``theta`` [S,P]."""
-        return cls(
-            theta.new_empty(steps + 1, *theta.shape), theta.new_empty(steps, *theta.shape)
-        )
+        return cls(theta.new_empty(steps + 1, *theta.shape), theta.new_empty(steps, *theta.shape))
 
     def fits(self, steps: int, theta: Tensor) -> bool:
         """Whether this room serves ``steps`` steps of weights like ``theta``."""

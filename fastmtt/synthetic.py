@@ -67,7 +67,7 @@ def real_rows(dataset: DataSet, ipc: int, choices: Choices) -> Tensor:
     Raises:
         FastmttError: a class has fewer images.
     """
-    labels = dataset.train_labels.numpy()
+    labels = dataset.train_labels.cpu().numpy()
     picked = []
     for label, name in enumerate(dataset.classes):
         rows = np.flatnonzero(labels == label)
@@ -96,4 +96,5 @@ def start(dataset: DataSet, ipc: int, pix_init: str, lr: float, choices: Choices
     if pix_init == "real":
         images = dataset.train_images[real_rows(dataset, ipc, choices)].clone()
     labels = torch.arange(len(dataset.classes)).repeat_interleave(ipc)
-    return Synthetic(images, labels, torch.tensor(lr))
+    device = dataset.train_images.device
+    return Synthetic(images.to(device), labels.to(device), torch.tensor(lr, device=device))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +13,8 @@ from fastmtt.augment import DSA
 from fastmtt.student import Student
 
 
-class Examples(NamedTuple):
+@dataclass(frozen=True)
+class Examples:
     """Images with labels, shared by the students or one set each.
 
     Attributes:

@@ -59,9 +59,8 @@ def unroll_sgd(
     names = tuple(name for name, _ in student.named_parameters())
     flat = _flattened(theta, names)
     single = flat.dim() == 1
-    xs, ys = zip(*batches, strict=True)
-    if single:
-        xs, ys = [x[None] for x in xs], [y[None] for y in ys]
+    xs = [x[None] if single else x for x, _ in batches]
+    ys = [y[None] if single else y for _, y in batches]
     engine = make_student(student, tuple(xs[0].shape[2:]), loss_fn)
     check_theta(flat, engine.size, "theta")
     steps = len(batches)
@@ -133,7 +132,7 @@ class _Given:
 
 class _Unroll(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, plan: _Plan, theta: Tensor, lr: Tensor, *batches: Tensor
     ) -> tuple[Tensor, ...]:
         with backends.use(plan.backend):

@@ -86,9 +86,7 @@ def train_experts(
     """
 
     def make() -> nn.Module:
-        return make_network(
-            network, image_shape=dataset.image_shape, classes=len(dataset.classes)
-        )
+        return make_network(network, image_shape=dataset.image_shape, classes=len(dataset.classes))
 
     student = make_student(make(), dataset.image_shape)
     examples = Examples(dataset.train_images, dataset.train_labels)

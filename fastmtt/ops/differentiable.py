@@ -51,11 +51,11 @@ class _Block(Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gp: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gp: Tensor) -> tuple[Tensor, ...]:
         return _BlockBackward.apply(gp, *ctx.saved_tensors)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         return _jvp(ctx.saved_tensors, _filled(tangents, ctx.saved_tensors))
 
 
@@ -65,9 +65,7 @@ class _BlockBackward(Function):
         gp: Tensor, a: Tensor, w: Tensor, gamma: Tensor, beta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _, xhat, rstd = ops.conv_block(a, w, gamma, beta)
-        return ops.conv_block_backward(
-            gp.contiguous(), a, w, gamma, beta, xhat, rstd, (True, True)
-        )
+        return ops.conv_block_backward(gp.contiguous(), a, w, gamma, beta, xhat, rstd, (True, True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -75,7 +73,7 @@ class _BlockBackward(Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor, ...]:
         gp, *u = ctx.saved_tensors
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*v, *ctx.saved_tensors)):
             raise RuntimeError(
@@ -85,16 +83,14 @@ class _BlockBackward(Function):
         return _jvp(u, v), *_backward_jvp(gp, torch.zeros_like(gp), u, v)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         gp, *u = ctx.saved_tensors
         gp_dot, *u_dot = _filled(tangents, ctx.saved_tensors)
         return _backward_jvp(gp, gp_dot, u, u_dot)
 
 
 def _filled(tangents: tuple[Tensor | None, ...], like: tuple[Tensor, ...]) -> list[Tensor]:
-    return [
-        torch.zeros_like(x) if t is None else t for t, x in zip(tangents, like, strict=True)
-    ]
+    return [torch.zeros_like(x) if t is None else t for t, x in zip(tangents, like, strict=True)]
 
 
 def _interleaved(u: Any, v: Any) -> list[Tensor]:

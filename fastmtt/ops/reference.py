@@ -200,7 +200,9 @@ def _conv(a: Tensor, w: Tensor) -> Tensor:
         F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), padding=1).permute(0, 2, 3, 1)
         for x, k in zip(a, w, strict=True)
     ]
-    return torch.stack(students).contiguous() if len(students) > 1 else students[0][None].contiguous()
+    return (
+        torch.stack(students).contiguous() if len(students) > 1 else students[0][None].contiguous()
+    )
 
 
 def _conv_backward(
@@ -249,7 +251,8 @@ def _active(n: Tensor) -> Tensor:
 @contextmanager
 def recorded_masks() -> Iterator[list[Tensor]]:
     """Record every ReLU mask, in the order of the calls: one flipped ReLU outweighs rounding."""
-    _Masks.recorded = masks = []
+    masks: list[Tensor] = []
+    _Masks.recorded = masks
     try:
         yield masks
     finally:

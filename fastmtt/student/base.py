@@ -93,7 +93,9 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for _, p in module.named_parameters()])
 
 
-def split_flat(flat: Tensor, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]) -> Mapping[str, Tensor]:
+def split_flat(
+    flat: Tensor, names: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
+) -> Mapping[str, Tensor]:
     """Views of a flat vector [P] under the parameters' names."""
     parts = flat.split([prod(shape) for shape in shapes])
     return {n: part.view(s) for n, part, s in zip(names, parts, shapes, strict=True)}

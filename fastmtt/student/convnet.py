@@ -95,7 +95,8 @@ class ConvNetStudent(Student):
         tape = tape or {}
         blocks, w, b = self._split(theta)
         directions, w_dot, b_dot = self._split(v)
-        a, a_dot, records = self._images(x), None, []
+        a, records = self._images(x), []
+        a_dot: Any = None
         for i, (block, d) in enumerate(zip(blocks, directions, strict=True)):
             xhat, rstd = tape.get(("xhat", i), (None, None))
             p, p_dot, xhat_dot, rstd_dot, new_xhat, new_rstd = ops.conv_block_jvp(

@@ -90,7 +90,8 @@ def _conv_reason(conv: nn.Module, *, first: bool) -> str | None:
         and conv.groups == 1
         and conv.padding_mode == "zeros"
     )
-    padded = isinstance(pads, tuple) and pads[0] == pads[1] and (pads[0] >= 1 if first else pads[0] == 1)
+    square = isinstance(pads, tuple) and pads[0] == pads[1]
+    padded = square and (pads[0] == 1 or (first and int(pads[0]) > 1))
     return None if plain and padded else "its convolution is not 3x3 with stride 1 and padding 1"
 
 
@@ -105,11 +106,14 @@ def _rest_reason(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Mod
         return "its norm is not GroupNorm with one channel a group, affine, eps 1e-5"
     if not isinstance(relu, nn.ReLU):
         return "its activation is not ReLU"
-    if not isinstance(pool, nn.AvgPool2d) or (pool.kernel_size, pool.stride, pool.padding) not in [
-        (kernel, stride, pad) for kernel in (2, (2, 2)) for stride in (2, (2, 2)) for pad in (0, (0, 0))
-    ]:
-        return "its pooling is not 2x2 averaging"
-    if pool.ceil_mode or pool.divisor_override not in (None, 4):
+    if not (
+        isinstance(pool, nn.AvgPool2d)
+        and pool.kernel_size in (2, (2, 2))
+        and pool.stride in (2, (2, 2))
+        and pool.padding in (0, (0, 0))
+        and not pool.ceil_mode
+        and pool.divisor_override in (None, 4)
+    ):
         return "its pooling is not plain 2x2 averaging"
     return None
 
@@ -127,4 +131,3 @@ def _is_plain_chain(
             return False
         chain = F.linear(features(x).flatten(1), weight, classifier.bias)
     return isinstance(logits, torch.Tensor) and bool(torch.equal(logits, chain))
-

@@ -53,9 +53,7 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         for block in range(depth):
             layers += [
-                nn.Conv2d(
-                    width if block else channels, width, 3, padding=1 if block else padding
-                ),
+                nn.Conv2d(width if block else channels, width, 3, padding=1 if block else padding),
                 nn.GroupNorm(width, width),
                 nn.ReLU(inplace=True),
                 nn.AvgPool2d(2),
