@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from fastmtt.augment import DSA
-from fastmtt.options import parse
-from fastmtt.config import BufferConfig, DistillConfig
+from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.experts.store import TrajectoryStore, store_path
 from fastmtt.experts.trainer import description, identity, train_experts, versions
+from fastmtt.options import BufferConfig, DistillConfig
 from fastmtt.progress import say
 from fastmtt.run import command
 from fastmtt.training import Recipe, students_at_once

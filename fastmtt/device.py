@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
-from fastmtt.config import BaseConfig
 from fastmtt.data import DataSet, load
 from fastmtt.errors import FastmttError
+from fastmtt.options import BaseConfig
 
 
 def load_data(config: BaseConfig) -> DataSet:

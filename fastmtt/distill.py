@@ -12,8 +12,7 @@ from fastmtt import evaluation, synthetic
 from fastmtt.augment import DSA
 from fastmtt.buffer import expert_recipe, fill_store
 from fastmtt.choices import Choices, make_choices
-from fastmtt.options import parse
-from fastmtt.config import DistillConfig
+from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
@@ -21,6 +20,7 @@ from fastmtt.experts.store import TrajectoryStore
 from fastmtt.experts.trainer import identity, versions
 from fastmtt.matching import TrajectoryMatcher
 from fastmtt.methods import METHODS
+from fastmtt.options import DistillConfig
 from fastmtt.progress import Meter, say
 from fastmtt.run import RunFolder, command
 from fastmtt.student.zoo import make_network

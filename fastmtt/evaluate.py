@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fastmtt import evaluation
 from fastmtt.augment import DSA
-from fastmtt.options import load_config, parse
-from fastmtt.config import DistillConfig, EvaluateConfig
+from fastmtt.config import parse
 from fastmtt.data import load_space
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
+from fastmtt.options import DistillConfig, EvaluateConfig
 from fastmtt.run import append_metrics, command
 from fastmtt.synthetic import load_synthetic
 
@@ -53,9 +53,7 @@ def find_run(config: EvaluateConfig) -> tuple[Path, Path, DistillConfig]:
             f"{given} is no run: wanted a folder that fastmtt.distill wrote (config.yaml and "
             f"distilled_{config.which}.safetensors in it) or one of its distilled_*.safetensors"
         )
-    made_with = load_config("distill", folder / "config.yaml")
-    assert isinstance(made_with, DistillConfig)
-    return folder, file, made_with
+    return folder, file, parse("distill", ["--cfg", str(folder / "config.yaml")])
 
 
 @command
