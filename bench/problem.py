@@ -1,0 +1,130 @@
+"""One matching problem at a given size, and the contenders that solve it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastmtt
+from bench import naive
+from bench.naive import Gradients
+from fastmtt.student.zoo import make_network
+
+CHANNELS, IMAGE, CLASSES, DEPTH = 3, 32, 10, 3
+OURS = ("exact", "tesla")
+
+
+class Size(NamedTuple):
+    """N steps on a set of ``batch`` images, all of them in every step; channels of a block."""
+
+    steps: int
+    batch: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"N{self.steps}-batch{self.batch}-width{self.width}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The inputs of a matching step on CIFAR-like images; plain tensors, hard labels."""
+
+    size: Size
+    start: Tensor
+    target: Tensor
+    images: Tensor
+    labels: Tensor
+    lr: Tensor
+    indices: list[Tensor]
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """The same numbers in another dtype."""
+        floats = {
+            name: getattr(self, name).to(dtype) for name in ("start", "target", "images", "lr")
+        }
+        return replace(self, **floats)
+
+
+def make_problem(size: Size, seed: int = 0) -> Problem:
+    """Draw a problem; the target lies ten SGD steps on other images away from the start."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw_images() -> tuple[Tensor, Tensor]:
+        labels = torch.arange(size.batch) % CLASSES
+        shades = torch.randn(CLASSES, CHANNELS, 1, 1, generator=generator)
+        noise = torch.randn(size.batch, CHANNELS, IMAGE, IMAGE, generator=generator)
+        return shades[labels] + noise, labels
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = naive.ConvNet(CHANNELS, IMAGE, CLASSES, DEPTH, size.width)
+    start = _flat(net)
+    images, labels = draw_images()
+    naive.train(net, images, labels, [slice(None)] * 10, lr=0.02, momentum=0.0, weight_decay=0.0)
+    images, labels = draw_images()
+    indices = [torch.randperm(size.batch, generator=generator) for _ in range(size.steps)]
+    return Problem(size, start, _flat(net), images, labels, torch.tensor(0.02), indices)
+
+
+def contender(
+    name: str, problem: Problem, *, channels_last: bool = False
+) -> Callable[[], Gradients]:
+    """What one matching step by ``name`` is: a function without arguments, ready to be timed.
+
+    Args:
+        name: "naive", "naive tesla" (the judge of tesla), "exact" or "tesla".
+        problem: its inputs.
+        channels_last: the naive's convolutions in that layout; public programs leave the default.
+    """
+    p = problem
+    inputs = (p.start, p.target, p.images, p.labels, p.lr)
+    if name not in OURS:
+        run = {"naive": naive.match, "naive tesla": naive.match_first_order}[name]
+        plain = naive.ConvNet(CHANNELS, IMAGE, CLASSES, DEPTH, p.size.width)
+        return partial(run, naive.Reparametrised(plain, channels_last), *inputs, p.indices)
+    net = make_network(
+        f"ConvNetD{DEPTH}W{p.size.width}", image_shape=(CHANNELS, IMAGE, IMAGE), classes=CLASSES
+    )
+    matcher = fastmtt.TrajectoryMatcher(net, steps=p.size.steps, gradient=name)
+    return partial(_match, matcher, *inputs, p.indices)
+
+
+def _match(
+    matcher: fastmtt.TrajectoryMatcher,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    lr: Tensor,
+    indices: list[Tensor],
+) -> Gradients:
+    images, lr = images.clone().requires_grad_(), lr.clone().requires_grad_()
+    loss = matcher(start, target, images, labels, lr, indices=indices)
+    loss.backward()
+    assert images.grad is not None and lr.grad is not None
+    return Gradients(loss.detach(), images.grad, lr.grad)
+
+
+def parameters(width: int) -> int:
+    """P, the number of weights."""
+    return sum(
+        p.numel() for p in naive.ConvNet(CHANNELS, IMAGE, CLASSES, DEPTH, width).parameters()
+    )
+
+
+def forward_flop(width: int) -> int:
+    """F of one image: multiply-adds of convolutions and classifier, each counted as two."""
+    flop, side, channels = 0, IMAGE, CHANNELS
+    for _ in range(DEPTH):
+        flop += 2 * 9 * channels * width * side * side
+        side, channels = side // 2, width
+    return flop + 2 * width * side * side * CLASSES
+
+
+def _flat(net: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
