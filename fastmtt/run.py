@@ -19,9 +19,10 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from fastmtt import __version__
-from fastmtt.config import DistillConfig, to_yaml
+from fastmtt.config import to_yaml
 from fastmtt.errors import FastmttError
 from fastmtt.files import replacing, write_safetensors
+from fastmtt.options import DistillConfig
 from fastmtt.progress import say
 
 KIND = "fastmtt run 1"

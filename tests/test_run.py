@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastmtt.cli import load_config
-from fastmtt.config import DistillConfig
+from fastmtt.config import parse
 from fastmtt.errors import FastmttError
 from fastmtt.files import read_safetensors
+from fastmtt.options import DistillConfig
 from fastmtt.run import KIND, RunFolder, append_metrics, command, environment
 
 
@@ -35,7 +35,7 @@ def test_the_folder_is_the_fields_and_holds_the_configuration(
 ) -> None:
     run = RunFolder(config)
     assert run.path == tmp_path / "runs" / "digits" / "10" / "ConvNet" / "first"
-    assert load_config("distill", run.path / "config.yaml") == config
+    assert parse("distill", ["--cfg", str(run.path / "config.yaml")]) == config
     facts = json.loads((run.path / "environment.json").read_text())
     assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
 

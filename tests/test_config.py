@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fastmtt.cli import load_config, parse
-from fastmtt.config import BaseConfig, BufferConfig, DistillConfig, EvaluateConfig, to_yaml
+from fastmtt.config import parse, to_yaml
 from fastmtt.errors import FastmttError
+from fastmtt.options import BaseConfig, BufferConfig, DistillConfig, EvaluateConfig
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, config: Any) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     command: Any = "distill" if isinstance(config, DistillConfig) else "buffer"
-    assert load_config(command, path) == config
+    assert parse(command, ["--cfg", str(path)]) == config
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,244 @@
+"""What the commands can be told: typed keys with the field's own names, their text for --help."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from fastmtt.errors import FastmttError
+
+Gradient = Literal["exact", "tesla"] | int
+C = TypeVar("C", bound="BaseConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """What all commands share.
+
+    Attributes:
+        dataset: Data set: digits, CIFAR10 or Tiny.
+        data_path: Folder the data lie in, or an .npz archive of JPEG images.
+        download: Fetch the data where they are missing.
+        model: Network, by the field's names: ConvNet, ConvNetD4, ConvNetW32 and so on.
+        zca: Whiten the images by ZCA instead of normalising them.
+        dsa: Augment by DSA (differentiable siamese augmentation).
+        dsa_strategy: DSA's operations, joined by underscores; one is drawn for each batch.
+        buffer_path: Folder of the experts' trajectories.
+        batch_train: Real images, or distilled ones in evaluation, in a training batch.
+        device: auto, cpu, cuda or cuda:<number>.
+        backend: Force one backend: reference, cpu, triton or cuda (null, the fitting one).
+        threads: CPU threads (null, as torch chooses).
+        seed: Seed of every draw; two runs with one seed are equal to the bit.
+    """
+
+    dataset: str = "CIFAR10"
+    data_path: str = "data"
+    download: bool = False
+    model: str = "ConvNet"
+    zca: bool = False
+    dsa: bool = True
+    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
+    buffer_path: str = "buffers"
+    batch_train: int = 256
+    device: str = "auto"
+    backend: Literal["reference", "cpu", "triton", "cuda"] | None = None
+    threads: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferConfig(BaseConfig):
+    """Train experts on real data and store their trajectories.
+
+    Attributes:
+        num_experts: Number of experts; those already stored are kept.
+        train_epochs: Epochs of each expert; its start and every epoch's end are stored.
+        lr_teacher: The experts' learning rate.
+        mom: Momentum.
+        l2: Weight decay.
+        decay: Drop the learning rate to a tenth halfway.
+        experts_at_once: Experts trained side by side (null, as fits); changes no bit.
+    """
+
+    num_experts: int = 100
+    train_epochs: int = 50
+    lr_teacher: float = 0.01
+    mom: float = 0.0
+    l2: float = 0.0
+    decay: bool = False
+    experts_at_once: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(BaseConfig):
+    """Distil a data set by matching training trajectories; missing experts are trained first.
+
+    Attributes:
+        method: The method whose choices apply where no key overrides them.
+        ipc: Distilled images a class.
+        Iteration: Number of the last outer iteration; as in the field, it counts from 0.
+        eval_it: Outer iterations between evaluations.
+        num_eval: Networks trained in an evaluation.
+        epoch_eval_train: Number of the last epoch of an evaluation, counted from 0.
+        lr_img: Learning rate of the distilled images.
+        lr_lr: Learning rate of the student's learning rate.
+        lr_teacher: The student's learning rate at the start.
+        expert_lr: Learning rate of the experts this command trains itself.
+        num_experts: Number of experts.
+        train_epochs: Epochs of each expert (null, as many as matching reads).
+        batch_syn: Distilled images in a student's batch (null, all).
+        pix_init: Images start as real ones or as noise.
+        expert_epochs: Epochs between the start and the target on a trajectory.
+        syn_steps: The student's steps from the start.
+        min_start_epoch: First epoch a segment may start at.
+        max_start_epoch: Segments start before this epoch.
+        no_aug: Leave DSA out of the student's steps; evaluation keeps it.
+        max_experts: Use the first so many experts only (null, all).
+        skip_first_eva: Do not evaluate before the first iteration.
+        gradient: exact, tesla, or the number of last steps a truncated one goes back through
+            (null, the method's).
+        segments: Segments in an outer step; their losses' mean is the step's.
+        rng: Where batches and augmentation are drawn: counter is equal on every device and
+            however segments are grouped, published replays the published programs' order.
+        memory: Bytes kept of a student's steps beyond weights and gradients (null, none); changes
+            no bit.
+        save_path: Folder of the runs.
+        run_name: The run's folder (null, the method and the time).
+        published: Published accuracy in per cent, to stand beside the result.
+    """
+
+    method: str = "mtt"
+    ipc: int = 1
+    Iteration: int = 5000
+    eval_it: int = 100
+    num_eval: int = 5
+    epoch_eval_train: int = 1000
+    lr_img: float = 1000.0
+    lr_lr: float = 1e-5
+    lr_teacher: float = 0.01
+    expert_lr: float = 0.01
+    num_experts: int = 100
+    train_epochs: int | None = None
+    batch_syn: int | None = None
+    pix_init: Literal["real", "noise"] = "real"
+    expert_epochs: int = 3
+    syn_steps: int = 20
+    min_start_epoch: int = 0
+    max_start_epoch: int = 25
+    no_aug: bool = False
+    max_experts: int | None = None
+    skip_first_eva: bool = False
+    gradient: Gradient | None = None
+    segments: int = 1
+    rng: Literal["counter", "published"] = "counter"
+    memory: int | None = None
+    save_path: str = "logged_files"
+    run_name: str | None = None
+    published: float | None = None
+
+    @property
+    def expert_length(self) -> int:
+        """Epochs the experts are trained for: `train_epochs`, or as many as matching reads."""
+        return self.train_epochs or self.max_start_epoch - 1 + self.expert_epochs
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        if self.min_start_epoch >= self.max_start_epoch:
+            raise FastmttError(
+                f"min_start_epoch is {self.min_start_epoch} and max_start_epoch "
+                f"{self.max_start_epoch}, wanted the first below the second"
+            )
+        last = self.max_start_epoch - 1 + self.expert_epochs
+        if last > self.expert_length:
+            raise FastmttError(
+                f"segments end at epoch {last} (max_start_epoch - 1 + expert_epochs) and experts "
+                f"at train_epochs {self.train_epochs}, wanted experts at least as long; lower "
+                "max_start_epoch or raise train_epochs"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Train fresh networks on a distilled set and test them on real data.
+
+    Keys that are null take what the run was made with.
+
+    Attributes:
+        run: A run's folder, or a file of distilled images.
+        dataset: Data set to test on.
+        data_path: Folder the data lie in, or an .npz archive of JPEG images.
+        download: Fetch the data where they are missing.
+        model: Network to train.
+        zca: Whiten the images by ZCA.
+        dsa: Augment by DSA.
+        dsa_strategy: DSA's operations, joined by underscores.
+        buffer_path: Folder of the experts' trajectories.
+        batch_train: Images in a training batch.
+        device: auto, cpu, cuda or cuda:<number>.
+        backend: Force one backend: reference, cpu, triton or cuda.
+        threads: CPU threads.
+        seed: Seed of every draw.
+        num_eval: Networks trained.
+        epoch_eval_train: Number of the last epoch, counted from 0.
+        compare: Train on as many random real images and on all real images as well.
+        which: The best or the last distilled set of a run.
+    """
+
+    run: str
+    dataset: str | None = None
+    data_path: str | None = None
+    download: bool | None = None
+    model: str | None = None
+    zca: bool | None = None
+    dsa: bool | None = None
+    dsa_strategy: str | None = None
+    buffer_path: str | None = None
+    batch_train: int | None = None
+    device: str | None = None
+    backend: Literal["reference", "cpu", "triton", "cuda"] | None = None
+    threads: int | None = None
+    seed: int | None = None
+    num_eval: int = 5
+    epoch_eval_train: int = 1000
+    compare: bool = False
+    which: Literal["best", "last"] = "best"
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
+    def applied_to(self, made_with: C) -> C:
+        """Give the run's configuration with the shared keys that are set here in their place."""
+        shared = (field.name for field in dataclasses.fields(BaseConfig))
+        changes = {name: getattr(self, name) for name in shared if getattr(self, name) is not None}
+        return dataclasses.replace(made_with, **changes)
+
+
+# The least value of each number; those of _ABOVE must exceed it.
+_LEAST: dict[str, float] = {
+    **dict.fromkeys(("batch_train", "threads", "num_experts", "train_epochs", "ipc", "eval_it"), 1),
+    **dict.fromkeys(("experts_at_once", "num_eval", "batch_syn", "expert_epochs", "syn_steps"), 1),
+    **dict.fromkeys(("max_start_epoch", "max_experts", "gradient", "segments"), 1),
+    **dict.fromkeys(("seed", "Iteration", "epoch_eval_train", "min_start_epoch", "memory"), 0),
+    **dict.fromkeys(("mom", "l2", "lr_img", "lr_lr", "published"), 0),
+    **dict.fromkeys(("lr_teacher", "expert_lr"), 0),
+}
+_ABOVE = {"lr_teacher", "expert_lr"}
+_MOST: dict[str, float] = {"mom": 1, "published": 100}
+
+
+def _check_ranges(config: Any) -> None:
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least, most = _LEAST[name], _MOST.get(name, math.inf)
+        above = name in _ABOVE
+        if not least <= value <= most or (above and value == least) or math.isinf(value):
+            wanted = f"above {least}" if above else f"at least {least}"
+            wanted += f" and at most {most}" if name in _MOST else ""
+            raise FastmttError(f"{name} is {value}, wanted a number {wanted}")
+    if config.device is not None and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise FastmttError(f"device is {config.device!r}, wanted auto, cpu, cuda or cuda:<number>")
