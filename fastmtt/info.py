@@ -95,7 +95,7 @@ def extension() -> str:
 
 def _build_line(facts: dict[str, Any]) -> str:
     sets = " ".join(facts["instruction_sets"])
-    return f"{facts['compiler']} ({facts['flags']}; {sets}) for torch {facts['torch']}"
+    return f"{facts['compiler']} ({facts['flags']}; baseline {sets}) for torch {facts['torch']}"
 
 
 def cuda() -> Lines:
