@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmtt.ops import differentiable
-from fastmtt.student import ConvNetStudent, convnet_structure, flatten_parameters
+from fastmtt.student import ConvNetStudent, find_structure, flatten_parameters
 from fastmtt.student.base import split_flat
 from fastmtt.student.structure import Structure
 
@@ -59,7 +59,7 @@ class ReparamModule(nn.Module):
             raise ValueError(f"flat_param must hold {self.param_numel} values, got {flat.numel()}")
         x = inputs[0] if len(inputs) == 1 else None
         if isinstance(x, Tensor) and x.dim() == 4 and x.dtype == flat.dtype:
-            structure = convnet_structure(self._module[0], tuple(x.shape[1:]))
+            structure = find_structure(self._module[0], tuple(x.shape[1:]))
             if isinstance(structure, Structure):
                 student = ConvNetStudent(self._module[0], structure)
                 theta = student.pack(flat)[None]

@@ -7,7 +7,8 @@ lambda_N, one tangent of the gradient a step gives everything (design: "The math
     lambda_t = lambda_{t+1} - lr_t H lambda_{t+1}
 
 No autograd graph crosses a step. ``tesla`` leaves lambda as it is (Cui et al., 2023, drop the
-H lambda term); ``("truncated", k)`` stops after the last k steps.
+H lambda term); ``("truncated", k)`` stops after the last k steps: what earlier ones add to theta
+counts as constant.
 """
 
 from __future__ import annotations
@@ -149,6 +150,9 @@ def adjoint_sweep(
             steps.pull_back(t, _scaled(gx, -lr[t]), _scaled(gy, -lr[t]))
             if hv is not None:
                 adjoint = ops.sgd_update(adjoint, hv, lr[t])
+        if t in cotangents:
+            adjoint = adjoint + cotangents[t]
+    for t in range(first):
         if t in cotangents:
             adjoint = adjoint + cotangents[t]
     return adjoint, g_lr

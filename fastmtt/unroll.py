@@ -63,6 +63,8 @@ def unroll_sgd(
     ys = [y[None] if single else y for _, y in batches]
     engine = make_student(student, tuple(xs[0].shape[2:]), loss_fn)
     check_theta(flat, engine.size, "theta")
+    for t, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        _check_batch(t, x, y, flat, single)
     steps = len(batches)
     rates = torch.as_tensor(lr, dtype=flat.dtype, device=flat.device)
     if rates.shape not in ((), (steps,)):
@@ -93,6 +95,24 @@ def check_theta(flat: Tensor, size: int, name: str) -> None:
             f"{name} must be a floating-point tensor [{size}] or [S,{size}] "
             f"(the student has {size} parameters), got {flat.dtype} {list(flat.shape)}"
         )
+
+
+def _check_batch(t: int, x: Tensor, y: Tensor, theta: Tensor, single: bool) -> None:
+    """ValueError unless the batch, with the students' axis in front, fits theta and itself."""
+    students = 1 if single else len(theta)
+    if x.dim() < 2 or x.shape[0] != students or y.shape[:2] != x.shape[:2]:
+        lead, drop = ("", 1) if single else (f"{students},", 0)
+        raise ValueError(
+            f"batches[{t}] must be x [{lead}B,...] and y [{lead}B] or [{lead}B,K], got "
+            f"{list(x.shape[drop:])} and {list(y.shape[drop:])}"
+        )
+    if y.dtype != torch.int64 and not y.is_floating_point():
+        raise ValueError(f"y of batches[{t}] must be int64 or floating point, got {y.dtype}")
+    for name, tensor in (("x", x), ("y", y)):
+        if tensor.is_floating_point() and tensor.dtype != theta.dtype:
+            raise ValueError(
+                f"{name} of batches[{t}] is {tensor.dtype}, theta is {theta.dtype}: use one dtype"
+            )
 
 
 class _Plan:
@@ -146,7 +166,8 @@ class _Unroll(torch.autograd.Function):
             )
             ctx.plan, ctx.record = plan, record
             ctx.save_for_backward(lr, *batches)
-            return tuple(plan.student.unpack(record.thetas[k]) for k in plan.marks)
+            # copies: a view would keep all steps alive, and let a caller write into the record
+            return tuple(plan.student.unpack(record.thetas[k]).clone() for k in plan.marks)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +19,11 @@ __all__ = [
     "LossFunction",
     "ModuleStudent",
     "Student",
-    "convnet_structure",
+    "find_structure",
     "flatten_parameters",
     "initial_weights",
     "make_student",
 ]
-
-_structures: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Structure | str]]
-_structures = WeakKeyDictionary()
 
 
 def make_student(
@@ -46,18 +42,10 @@ def make_student(
     Raises:
         ValueError: the module keeps statistics or draws numbers in its forward.
     """
-    structure = convnet_structure(module, image_shape)
+    structure = find_structure(module, image_shape)
     if isinstance(structure, Structure):
         return ConvNetStudent(module, structure, loss_fn)
     return ModuleStudent(module, loss_fn)
-
-
-def convnet_structure(module: nn.Module, image_shape: tuple[int, ...]) -> Structure | str:
-    """The module's ConvNet structure or why it has none, found once a module and image shape."""
-    known = _structures.setdefault(module, {})
-    if image_shape not in known:
-        known[image_shape] = find_structure(module, image_shape)
-    return known[image_shape]
 
 
 def initial_weights(make: Callable[[], nn.Module], seed: int, what: str, *index: int) -> Tensor:
@@ -66,5 +54,6 @@ def initial_weights(make: Callable[[], nn.Module], seed: int, what: str, *index:
     Torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(draws.torch_seed(seed, what, *index))
+        # not torch.manual_seed, which would seed every GPU as well
+        torch.default_generator.manual_seed(draws.torch_seed(seed, what, *index))
         return flatten_parameters(make()).float()

@@ -104,7 +104,7 @@ class LossHead:
     def _loss_gradient(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             z = logits.detach().requires_grad_()
-            loss = self._scalar(z, y.detach())
+            loss = scalar_loss(self.loss_fn, z, y.detach())
             (g,) = torch.autograd.grad(loss, z)
         return loss.detach(), g
 
@@ -115,7 +115,8 @@ class LossHead:
         with torch.enable_grad():
             z = logits.detach().requires_grad_()
             labels = y.detach().requires_grad_(y.is_floating_point())
-            (g,) = torch.autograd.grad(self._scalar(z, labels), z, create_graph=True)
+            loss = scalar_loss(self.loss_fn, z, labels)
+            (g,) = torch.autograd.grad(loss, z, create_graph=True)
             if not g.requires_grad:  # a loss linear in the logits has no curvature
                 return g, torch.zeros_like(z), torch.zeros_like(labels)
             sources = (z, labels) if labels.requires_grad else (z,)
@@ -124,14 +125,16 @@ class LossHead:
             )
         return g.detach(), tangents[0], tangents[-1]
 
-    def _scalar(self, logits: Tensor, y: Tensor) -> Tensor:
-        loss = self.loss_fn(logits, y)
-        if loss.dim() != 0:
-            raise ValueError(
-                f"loss_fn must return one number a batch, got a tensor of shape "
-                f"{tuple(loss.shape)}; take its mean"
-            )
-        return loss
+
+def scalar_loss(loss_fn: LossFunction, logits: Tensor, y: Tensor) -> Tensor:
+    """The caller's loss of one batch; ValueError unless it is one number."""
+    loss = loss_fn(logits, y)
+    if loss.dim() != 0:
+        raise ValueError(
+            f"loss_fn must return one number a batch, got a tensor of shape "
+            f"{tuple(loss.shape)}; take its mean"
+        )
+    return loss
 
 
 def make_head(loss_fn: LossFunction | None) -> Head:

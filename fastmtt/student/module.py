@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastmtt.student.base import EVERYTHING, Needs, Student, Tape, split_flat
-from fastmtt.student.heads import LossFunction
+from fastmtt.student.heads import LossFunction, scalar_loss
 
 
 class ModuleStudent(Student):
@@ -84,6 +84,8 @@ class ModuleStudent(Student):
         with torch.enable_grad():
             loss = self._loss(leaves["theta"], leaves["x"], leaves["y"])
             (g,) = torch.autograd.grad(loss, leaves["theta"], create_graph=True)
+            if not g.requires_grad:  # a loss linear in all that is wanted has no curvature
+                return {name: torch.zeros_like(leaves[name]) for name in wanted}
             tangents = torch.autograd.grad(
                 g,
                 [leaves[name] for name in wanted],
@@ -94,7 +96,7 @@ class ModuleStudent(Student):
         return dict(zip(wanted, tangents, strict=True))
 
     def _loss(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return self.loss_fn(self._forward(theta, x), y)
+        return scalar_loss(self.loss_fn, self._forward(theta, x), y)
 
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
         logits: Tensor = functional_call(

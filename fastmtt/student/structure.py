@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -37,15 +38,18 @@ class Structure(NamedTuple):
 def find_structure(module: nn.Module, image_shape: tuple[int, ...]) -> Structure | str:
     """The module's ConvNet structure, or the reason why it has none.
 
-    The match is by layers (``features`` of blocks, ``classifier``), then proved once by comparing
-    the module's logits on random images with the same layers applied one by one.
+    The layers (``features`` of blocks, ``classifier``) are matched on every call, as modules can be
+    changed; their types exactly, as a subclass may compute something else. The module's own forward
+    is proved once an image shape: its logits on random images equal those of the layers in a chain.
     """
     children = dict(module.named_children())
     features, classifier = children.get("features"), children.get("classifier")
-    if set(children) != {"features", "classifier"} or not isinstance(features, nn.Sequential):
+    if set(children) != {"features", "classifier"} or type(features) is not nn.Sequential:
         return "its children are not `features` (nn.Sequential) and `classifier`"
-    if not isinstance(classifier, nn.Linear) or classifier.bias is None:
+    if type(classifier) is not nn.Linear or classifier.bias is None:
         return "its classifier is not nn.Linear with a bias"
+    if any(_has_hooks(part) for part in module.modules()):
+        return "its modules have hooks"
     layers = list(features)
     if not layers or len(layers) % GROUP:
         return "its features are not blocks of convolution, norm, ReLU, pooling"
@@ -59,20 +63,36 @@ def find_structure(module: nn.Module, image_shape: tuple[int, ...]) -> Structure
         reason = _conv_reason(conv, first=block == 0) or _rest_reason(conv, norm, relu, pool)
         if reason is not None:
             return f"block {block // GROUP + 1}: {reason}"
-        assert isinstance(conv, nn.Conv2d) and isinstance(conv.padding[0], int)
+        assert type(conv) is nn.Conv2d and isinstance(conv.padding[0], int)
         if block == 0:
             border = conv.padding[0] - 1
             grid = (grid[0] + 2 * border, grid[1] + 2 * border)
         grid = (grid[0] // 2, grid[1] // 2)
         channels += [conv.out_channels]
-    inputs = [layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)]
+    inputs = [layer.in_channels for layer in layers if type(layer) is nn.Conv2d]
     if inputs != channels[:-1] or classifier.in_features != channels[-1] * grid[0] * grid[1]:
         return f"its channels do not fit images of shape {tuple(image_shape)}"
     if [name for name, _ in module.named_parameters()] != _parameter_names(len(layers)):
         return "its parameters are not those of its layers alone, in order"
-    if not _is_plain_chain(module, features, classifier, image_shape):
+    proved = _proved.setdefault(module, {})
+    if image_shape not in proved:
+        proved[image_shape] = _is_plain_chain(module, features, classifier, image_shape)
+    if not proved[image_shape]:
         return "its forward is not features, flatten, classifier"
     return Structure(tuple(channels), border, grid, classifier.out_features)
+
+
+_proved: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], bool]] = WeakKeyDictionary()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    return any(hooks)
 
 
 def _parameter_names(layers: int) -> list[str]:
@@ -81,7 +101,7 @@ def _parameter_names(layers: int) -> list[str]:
 
 
 def _conv_reason(conv: nn.Module, *, first: bool) -> str | None:
-    if not isinstance(conv, nn.Conv2d) or conv.bias is None:
+    if type(conv) is not nn.Conv2d or conv.bias is None:
         return "no nn.Conv2d with a bias"
     pads = conv.padding
     plain = (
@@ -96,18 +116,18 @@ def _conv_reason(conv: nn.Module, *, first: bool) -> str | None:
 
 
 def _rest_reason(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module) -> str | None:
-    assert isinstance(conv, nn.Conv2d)
+    assert type(conv) is nn.Conv2d
     if not (
-        isinstance(norm, nn.GroupNorm)
+        type(norm) is nn.GroupNorm
         and norm.num_groups == norm.num_channels == conv.out_channels
         and norm.affine
         and norm.eps == EPS
     ):
         return "its norm is not GroupNorm with one channel a group, affine, eps 1e-5"
-    if not isinstance(relu, nn.ReLU):
+    if type(relu) is not nn.ReLU:
         return "its activation is not ReLU"
     if not (
-        isinstance(pool, nn.AvgPool2d)
+        type(pool) is nn.AvgPool2d
         and pool.kernel_size in (2, (2, 2))
         and pool.stride in (2, (2, 2))
         and pool.padding in (0, (0, 0))
