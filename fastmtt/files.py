@@ -37,9 +37,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path, whose file takes the name `path` when the block ends well.
 
     Readers see the old file or the new one, never a part; the content is on disk before the name
-    is. If the block raises, the temporary file is removed and `path` stays as it was.
+    is. If the block raises, the temporary file is removed and `path` stays as it was. What killed
+    writers left in the folder is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     # A folder of its own, because safetensors writes through a temporary file with its own name.
     folder = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
     folder.mkdir(exist_ok=True)
@@ -54,27 +56,6 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     _to_disk(path.parent)
-
-
-def sweep(folder: Path) -> list[Path]:
-    """Remove what killed writers left in `folder`; files of writers still alive stay.
-
-    Returns:
-        The removed paths, sorted.
-    """
-    removed = []
-    for path in sorted(folder.glob(".*.tmp")):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match is None or not path.is_dir():
-            continue
-        dead = match["host"] == _host() and not _alive(int(match["pid"]))
-        try:
-            if dead or time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path)
-                removed.append(path)
-        except FileNotFoundError:
-            continue  # another process swept it, or its writer finished
-    return removed
 
 
 def write_safetensors(
@@ -151,6 +132,20 @@ def _metadata(header: Mapping[str, str]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} in the header")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left; folders of writers still alive stay."""
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or not path.is_dir():
+            continue
+        dead = match["host"] == _host() and not _alive(int(match["pid"]))
+        try:
+            if dead or time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path)
+        except FileNotFoundError:
+            continue  # another process swept it, or its writer finished
 
 
 def _to_disk(path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastmtt.errors import FastmttError
-from fastmtt.files import read_safetensors, replacing, sweep, write_safetensors
+from fastmtt.files import read_safetensors, replacing, write_safetensors
 
 KIND = "fastmtt test 1"
 
@@ -50,32 +50,38 @@ def _start_writer(target: Path) -> subprocess.Popen[str]:
     return writer
 
 
-def test_sweep_spares_a_living_writer_and_removes_a_killed_ones_file(tmp_path: Path) -> None:
-    target = tmp_path / "a.txt"
+def test_the_next_writer_spares_a_living_one_and_cleans_up_after_a_killed_one(
+    tmp_path: Path,
+) -> None:
+    target, other = tmp_path / "a.txt", tmp_path / "b.txt"
     writer = _start_writer(target)
     try:
-        assert sweep(tmp_path) == []
+        (unfinished,) = tmp_path.iterdir()
+        with replacing(other) as temporary:
+            temporary.write_text("one")
+        assert set(tmp_path.iterdir()) == {unfinished, other}
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-        leftovers = list(tmp_path.iterdir())
-        assert len(leftovers) == 1
-        assert sweep(tmp_path) == leftovers
-        assert list(tmp_path.iterdir()) == []
+        with replacing(other) as temporary:
+            temporary.write_text("two")
+        assert list(tmp_path.iterdir()) == [other]
     finally:
         writer.kill()
         writer.wait()
 
 
-def test_sweep_takes_another_machines_leftovers_only_when_it_is_old(tmp_path: Path) -> None:
-    other = tmp_path / f".a.txt.elsewhere.{os.getpid()}.tmp"
-    other.mkdir()
-    theirs = tmp_path / ".config.tmp"
-    theirs.mkdir()
-    assert sweep(tmp_path) == []
-    os.utime(other, (time.time() - 7200,) * 2)
-    os.utime(theirs, (time.time() - 7200,) * 2)
-    assert sweep(tmp_path) == [other]
-    assert theirs.exists()
+def test_another_machines_leftovers_go_only_when_they_are_old(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    young = tmp_path / f".b.txt.elsewhere.{os.getpid()}.tmp"
+    old = tmp_path / f".c.txt.elsewhere.{os.getpid()}.tmp"
+    foreign = tmp_path / ".config.tmp"
+    for folder in (young, old, foreign):
+        folder.mkdir()
+    for folder in (old, foreign):
+        os.utime(folder, (time.time() - 7200,) * 2)
+    with replacing(target) as temporary:
+        temporary.write_text("one")
+    assert set(tmp_path.iterdir()) == {target, young, foreign}
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:

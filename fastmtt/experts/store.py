@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmtt.errors import FastmttError
-from fastmtt.files import open_safetensors, sweep, write_safetensors
+from fastmtt.files import open_safetensors, write_safetensors
 
 KIND = "fastmtt trajectory 1"
 _REQUIRED = ("names", "shapes", "network", "dataset", "space", "recipe", "versions")
@@ -46,14 +46,13 @@ class TrajectoryStore:
     def __init__(self, root: str | Path, meta: Mapping[str, Any] | None = None) -> None:
         self.root = Path(root)
         self.wanted = _as_json(meta or {})
-        self._swept = False
 
     def path(self, index: int) -> Path:
         """Give the file of expert `index`."""
         return self.root / f"expert_{index:05d}.safetensors"
 
     def write(self, index: int, trajectory: Tensor, meta: Mapping[str, Any] | None = None) -> Path:
-        """Write one expert atomically; what killed runs left half-written is removed first.
+        """Write one expert atomically.
 
         Args:
             index: The expert's number.
@@ -78,9 +77,6 @@ class TrajectoryStore:
             raise ValueError(f"expert {index}: {complaint}")
         rows = trajectory.detach().cpu()
         _check_finite(index, rows)
-        if not self._swept:
-            sweep(self.root)
-            self._swept = True
         write_safetensors(self.path(index), KIND, {"trajectory": rows}, merged)
         return self.path(index)
 
