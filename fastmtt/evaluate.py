@@ -16,7 +16,7 @@ from fastmtt.options import DistillConfig, EvaluateConfig
 from fastmtt.run import append_metrics, command
 from fastmtt.synthetic import load_synthetic
 
-REAL_STEPS = 1500  # of a network trained on all real images: enough to level off
+REAL_STEPS = 1000  # of a network trained on all real images: enough to level off
 
 
 class Row:

@@ -108,7 +108,7 @@ def evaluate_distilled(
 ) -> Tensor:
     """Accuracy [networks] of networks trained on the distilled set at its own learning rate."""
     examples = Examples(synthetic.images.detach(), synthetic.labels)
-    return evaluate(dataset, examples, float(synthetic.lr), protocol, desc=desc)
+    return evaluate(dataset, examples, float(synthetic.lr.detach()), protocol, desc=desc)
 
 
 def evaluate_random(
