@@ -138,6 +138,10 @@ class SyntheticSteps:
         self.gx = torch.zeros_like(self.images) if images else None
         self.gy = torch.zeros_like(self.labels) if labels else None
 
+    def rows(self, t: int) -> int:
+        """Images of step t for each segment."""
+        return self.draws.indices[t].shape[1]
+
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """Augmented images [S,b,C,H,W] and labels [S,b] or [S,b,K] of step t."""
         rows = self.draws.indices[t].to(self.images.device)

@@ -35,6 +35,10 @@ class Steps(Protocol):
         """N."""
         ...
 
+    def rows(self, t: int) -> int:
+        """How many images step t's batch has for each student."""
+        ...
+
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """Images [S,B,...] and labels [S,B] or [S,B,K] of step t; the same on every call."""
         ...
@@ -101,7 +105,8 @@ def forward_sweep(
     for t in range(len(steps)):
         x, y = steps.batch(t)
         if t == 0:
-            kept = plan_tape(student.tape_options(x), len(steps), memory or 0)
+            images = [len(theta) * steps.rows(i) for i in range(len(steps))]
+            kept = plan_tape(student.tape_options(x), images, memory or 0)
         _, g, tape = student.gradient(record.thetas[t], x, y, kept[t])
         if tape:
             record.tapes[t] = tape
@@ -158,14 +163,23 @@ def adjoint_sweep(
     return adjoint, g_lr
 
 
-def plan_tape(options: Sequence[TapeOption], steps: int, memory: int) -> list[frozenset[Any]]:
-    """Which keys each step keeps: the most work saved per byte first, the last steps first."""
-    kept: list[set[Any]] = [set() for _ in range(steps)]
+def plan_tape(
+    options: Sequence[TapeOption], images: Sequence[int], memory: int
+) -> list[frozenset[Any]]:
+    """Which keys each step keeps: the most work saved per byte first, the last steps first.
+
+    Args:
+        options: what there is to keep.
+        images: each step's number of images.
+        memory: bytes for all steps together.
+    """
+    kept: list[set[Any]] = [set() for _ in images]
     for option in options:
-        count = min(steps, memory // option.bytes)
-        memory -= count * option.bytes
-        for t in range(steps - count, steps):
-            kept[t].add(option.key)
+        for t in reversed(range(len(images))):
+            size = images[t] * option.bytes
+            if size <= memory:
+                memory -= size
+                kept[t].add(option.key)
     return [frozenset(keys) for keys in kept]
 
 

@@ -143,6 +143,9 @@ class _Given:
     def __len__(self) -> int:
         return len(self.x)
 
+    def rows(self, t: int) -> int:
+        return self.x[t].shape[1]
+
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         return self.x[t], self.y[t]
 

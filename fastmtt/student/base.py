@@ -16,7 +16,7 @@ EVERYTHING = frozenset({"theta", "x", "y"})
 
 
 class TapeOption(NamedTuple):
-    """One thing a step may keep between the sweeps: its key, its size, the work it saves."""
+    """What a step may keep between the sweeps: its key, and per image its size and work saved."""
 
     key: Any
     bytes: int
@@ -84,7 +84,7 @@ class Student(ABC):
         """Network outputs [S,B,K], without a graph."""
 
     def tape_options(self, x: Tensor) -> list[TapeOption]:
-        """What a step on batches like ``x`` may keep, the most work saved per byte first."""
+        """What a step on images like ``x`` may keep, the most work saved per byte first."""
         return []
 
 

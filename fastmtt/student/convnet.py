@@ -165,15 +165,15 @@ class ConvNetStudent(Student):
 
         The first block's outputs are the largest and spare the least; they are never kept.
         """
-        students, batch, _, height, width = x.shape
+        height, width = x.shape[-2:]
         channels, border = self.structure.channels, self.structure.border
         height, width = height + 2 * border, width + 2 * border
-        images, options = students * batch, []
+        options = []
         for i in range(1, self.structure.depth):
             height, width = height // 2, width // 2
-            flops = 2.0 * 9 * images * height * width * channels[i] * channels[i + 1]
-            normalised = images * (height * width + 1) * channels[i + 1]
-            pooled = images * height * width * channels[i]
+            flops = 2.0 * 9 * height * width * channels[i] * channels[i + 1]
+            normalised = (height * width + 1) * channels[i + 1]
+            pooled = height * width * channels[i]
             options += [
                 TapeOption(("xhat", i), normalised * x.element_size(), flops),
                 TapeOption(("gp", i - 1), pooled * x.element_size(), flops),
