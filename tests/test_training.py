@@ -1,0 +1,136 @@
+"""Training against torch's own optimiser on the same batches."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastmtt import DSA, draws
+from fastmtt.student import flatten_parameters, initial_weights, make_student
+from fastmtt.student.zoo import make_network
+from fastmtt.training import Examples, Recipe, accuracy, students_at_once, train
+
+SHAPE, CLASSES, SEED = (1, 8, 8), 3, 7
+
+
+def make() -> nn.Module:
+    return make_network("ConvNetD2W8", image_shape=SHAPE, classes=CLASSES)
+
+
+def some_examples(n: int = 11) -> Examples:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(n, *SHAPE, generator=generator, dtype=torch.float64)
+    return Examples(images, torch.randint(CLASSES, (n,), generator=generator))
+
+
+def start(members: list[int]) -> torch.Tensor:
+    return torch.stack([initial_weights(make, SEED, "x init", m) for m in members]).double()
+
+
+def by_torch(theta: torch.Tensor, examples: Examples, recipe: Recipe, member: int) -> torch.Tensor:
+    """The recipe spelled with torch.optim.SGD; the shuffles are data, drawn by their key."""
+    net = make().double()
+    nn.utils.vector_to_parameters(theta.clone(), net.parameters())
+
+    def optimiser(lr: float) -> torch.optim.SGD:
+        return torch.optim.SGD(
+            net.parameters(), lr, recipe.momentum, weight_decay=recipe.weight_decay
+        )
+
+    sgd = optimiser(recipe.lr)
+    for epoch in range(recipe.epochs):
+        order = draws.stream(SEED, "x shuffle", member, epoch).permutation(examples.count)
+        for rows in torch.from_numpy(order).split(recipe.batch_size):
+            sgd.zero_grad()
+            F.cross_entropy(net(examples.images[rows]), examples.labels[rows]).backward()
+            sgd.step()
+        if epoch == recipe.decay_after:
+            sgd = optimiser(recipe.lr * 0.1)
+    return flatten_parameters(net)
+
+
+def test_train_is_sgd_with_momentum_decay_and_a_fresh_optimiser_after_the_drop():
+    examples = some_examples()
+    recipe = Recipe(epochs=5, batch_size=4, lr=0.1, momentum=0.9, weight_decay=0.01, decay_after=2)
+    students, members = make_student(make(), SHAPE), [0, 5]
+    theta = start(members)
+    trained = train(students, theta, examples, recipe, seed=SEED, what="x", members=members)
+    for row, first, member in zip(trained, theta, members, strict=True):
+        wanted = by_torch(first, examples, recipe, member)
+        torch.testing.assert_close(row, wanted, rtol=1e-9, atol=1e-12)
+        assert (row - first).norm() > 0.01
+
+
+def test_students_do_not_depend_on_their_company_and_may_differ_in_lr_and_data():
+    shared = some_examples()
+    own = Examples(
+        torch.stack([shared.images, shared.images.flip(0)]),
+        torch.stack([shared.labels, shared.labels.flip(0)]),
+        shared=False,
+    )
+    recipe = {"epochs": 2, "batch_size": 4, "augment": DSA("crop_flip")}
+    student, members = make_student(make(), SHAPE), [3, 4]
+    theta = start(members)
+    together = train(
+        student,
+        theta,
+        own,
+        Recipe(lr=[0.1, 0.02], **recipe),
+        seed=SEED,
+        what="x",
+        members=members,
+    )
+    for i, lr in enumerate((0.1, 0.02)):
+        one = Examples(own.images[i], own.labels[i])
+        alone = train(
+            student,
+            theta[i : i + 1],
+            one,
+            Recipe(lr=lr, **recipe),
+            seed=SEED,
+            what="x",
+            members=members[i : i + 1],
+        )
+        torch.testing.assert_close(together[i], alone[0], rtol=1e-12, atol=1e-14)
+
+
+def test_after_epoch_sees_every_epoch_and_after_step_every_step():
+    epochs, steps = [], []
+    theta = start([0])
+    trained = train(
+        make_student(make(), SHAPE),
+        theta,
+        some_examples(),
+        Recipe(epochs=3, batch_size=4, lr=0.1),
+        seed=SEED,
+        what="x",
+        members=[0],
+        after_epoch=lambda epoch, weights: epochs.append((epoch, weights.clone())),
+        after_step=lambda: steps.append(1),
+    )
+    assert [epoch for epoch, _ in epochs] == [1, 2, 3] and len(steps) == 3 * 3
+    assert torch.equal(epochs[-1][1], trained) and not torch.equal(epochs[0][1], trained)
+
+
+def test_accuracy_counts_what_the_module_gets_right():
+    examples = some_examples(300)
+    nets = [make().double() for _ in range(2)]
+    theta = torch.stack([flatten_parameters(net) for net in nets])
+    found = accuracy(make_student(make(), SHAPE), theta, examples.images, examples.labels)
+    for net, share in zip(nets, found.tolist(), strict=True):
+        right = (copy.deepcopy(net)(examples.images).argmax(1) == examples.labels).double().mean()
+        assert share == right.item()
+
+
+def test_initial_weights_are_a_function_of_the_key_and_leave_torch_alone():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    one, again, other = (initial_weights(make, SEED, "expert init", i) for i in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_small_steps_share_their_overhead_and_large_ones_run_alone():
+    assert students_at_once(10, (1, 8, 8)) > 5
+    assert students_at_once(256, (3, 32, 32)) == 1
