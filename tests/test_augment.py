@@ -42,7 +42,9 @@ def test_color():
     assert_uniform(values[:, 2], 0.5, 1.5)
 
 
-@pytest.mark.parametrize(("size", "shift"), [((32, 32), (4, 4)), ((64, 28), (8, 4)), ((8, 9), (1, 1))])
+@pytest.mark.parametrize(
+    ("size", "shift"), [((32, 32), (4, 4)), ((64, 28), (8, 4)), ((8, 9), (1, 1))]
+)
 def test_crop(size, shift):
     values = drawn("crop", (3, *size))
     for axis in (0, 1):

@@ -104,7 +104,7 @@ def test_published_order_against_a_straight_line_loop():
     )  # fmt: skip
 
     mirror = torch.Generator().manual_seed(0)
-    names = "color_crop_cutout_flip_scale_rotate".split("_")
+    names = ["color", "crop", "cutout", "flip", "scale", "rotate"]
     seen = set()
     for s in range(segments):
         chunks = []

@@ -75,7 +75,11 @@ def test_outputs_and_held_weights(case):
     assert net.param_numel == net.flat_param.numel() == sum(p.numel() for p in module.parameters())
     net(x).square().sum().backward()
     module(x).square().sum().backward()
-    assert_close(net.flat_param.grad, torch.cat([p.grad.flatten() for p in module.parameters()]), META_GRADIENT)
+    assert_close(
+        net.flat_param.grad,
+        torch.cat([p.grad.flatten() for p in module.parameters()]),
+        META_GRADIENT,
+    )
 
 
 def test_other_weights_of_the_wrong_number():

@@ -36,7 +36,11 @@ def test_neighbouring_keys_do_not_overlap():
 
 def test_pinned_values():
     """Runs stored today must be repeatable with later versions."""
-    assert draws.stream(7, "batch", 3, 1).integers(10**9, size=3).tolist() == [682389677, 691758789, 26663428]
+    assert draws.stream(7, "batch", 3, 1).integers(10**9, size=3).tolist() == [
+        682389677,
+        691758789,
+        26663428,
+    ]
     assert draws.torch_seed(7, "weights", 0) == 290186515874663967
 
 
@@ -81,5 +85,3 @@ def test_published_generator_in_published_order(n, batch):
         if not own:
             own = list(torch.split(torch.randperm(n, generator=mirror), batch))
         assert torch.equal(got, own.pop())
-
-

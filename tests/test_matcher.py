@@ -165,15 +165,24 @@ def changed(name, change):
 
 INPUTS = [
     (changed("target", lambda t: t[:, 1:]), "start and target must have one shape"),
-    (lambda g: g | {n: g[n][:, 1:] for n in ("start", "target")}, r"start must be .*the student has"),
+    (
+        lambda g: g | {n: g[n][:, 1:] for n in ("start", "target")},
+        r"start must be .*the student has",
+    ),
     (lambda g: g | {n: g[n][None] for n in ("start", "target")}, "start must be a floating-point"),
     (changed("labels", lambda t: t[1:]), "equally many rows, at least one, got 6 and 5"),
     (lambda g: g | {n: g[n][:0] for n in ("images", "labels")}, "at least one, got 0 and 0"),
-    (changed("labels", lambda t: t.int()), "labels must be int64 or floating point, got torch.int32"),
+    (
+        changed("labels", lambda t: t.int()),
+        "labels must be int64 or floating point, got torch.int32",
+    ),
     (changed("images", lambda t: t.float()), "images are torch.float32, start is torch.float64"),
     (changed("labels", lambda t: t.new_ones(6, 3).float()), "labels are torch.float32"),
     (changed("lr", lambda t: t.expand(2)), r"lr must be a scalar or one a step \[3\], got \[2\]"),
-    (lambda g: g | {"indices": [torch.tensor([0])]}, "indices must hold one tensor a step, 3, got 1"),
+    (
+        lambda g: g | {"indices": [torch.tensor([0])]},
+        "indices must hold one tensor a step, 3, got 1",
+    ),
     (lambda g: g | {"indices": [torch.tensor([0.5])] * 3}, r"indices\[0\] must be int64 \[b\]"),
     (lambda g: g | {"indices": [torch.zeros(2, 1).long()] * 3}, r"must be int64 \[b\] or \[1,b\]"),
     (lambda g: g | {"indices": [torch.tensor([6])] * 3}, r"must lie in 0..5, the rows of the set"),
@@ -209,7 +218,9 @@ def test_students_that_are_no_functions_are_refused(layer, words):
 
 def test_a_loss_function_that_is_no_number(problem):
     with pytest.raises(ValueError, match="loss_fn must return one number.*take its mean"):
-        problem.ours(loss_fn=lambda logits, y: nn.functional.cross_entropy(logits, y, reduction="none"))
+        problem.ours(
+            loss_fn=lambda logits, y: nn.functional.cross_entropy(logits, y, reduction="none")
+        )
 
 
 def test_backends(problem):

@@ -203,9 +203,7 @@ def test_augmentation_that_is_not_ours():
     given = p.given()
     losses = []
     for s in range(2):
-        batches = [
-            (gamma(given["images"][r[s]]), given["labels"][r[s]]) for r in p.draws.indices
-        ]
+        batches = [(gamma(given["images"][r[s]]), given["labels"][r[s]]) for r in p.draws.indices]
         end = naive.train(p.module, given["start"][s], batches, given["lr"])[-1]
         distance = (end - given["target"][s]).square().sum()
         losses.append(distance / (given["start"][s] - given["target"][s]).square().sum())

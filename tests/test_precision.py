@@ -35,7 +35,10 @@ def test_float32_errs_at_most_twice_as_much_as_torch(case):
     for seed in range(5):
         p = problem(case, seed)
         _, truth = p.naive()
-        for errors, (_, single) in ((ours, p.ours(torch.float32)), (torchs, p.naive(torch.float32))):
+        for errors, (_, single) in (
+            (ours, p.ours(torch.float32)),
+            (torchs, p.naive(torch.float32)),
+        ):
             for name in truth:
                 assert single[name].dtype == torch.float32
                 errors.setdefault(name, []).append(relative_error(single[name], truth[name]))

@@ -6,7 +6,8 @@ from compare import assert_close
 from problems import Problem
 from tolerances import META_GRADIENT
 
-from fastmtt import batches
+from fastmtt import batches, ops
+from fastmtt.ops import reference
 from fastmtt.student import make_student
 from fastmtt.student.base import TapeOption
 from fastmtt.student.zoo import ConvNet
@@ -52,12 +53,16 @@ def tensors(tape):
 @pytest.mark.parametrize("memory", [None, 5000, 30_000, 10**8])
 def test_tapes_stay_within_the_budget_and_are_released(memory):
     p, student, steps, lr, record = swept(memory)
-    used = sum(t.numel() * t.element_size() for tape in record.tapes.values() for t in tensors(tape))
+    used = sum(
+        t.numel() * t.element_size() for tape in record.tapes.values() for t in tensors(tape)
+    )
     assert used <= (memory or 0)
     assert (memory is None) == (used == 0)
     if memory == 10**8:
         option = student.tape_options(steps.batch(0)[0])
-        assert {frozenset(tape) for tape in record.tapes.values()} == {frozenset(o.key for o in option)}
+        assert {frozenset(tape) for tape in record.tapes.values()} == {
+            frozenset(o.key for o in option)
+        }
         whole = sum(2 * steps.rows(t) * sum(o.bytes for o in option) for t in range(4))
         assert used == whole  # the options' sizes are what is really kept
     steps.want(True, True)
@@ -66,17 +71,15 @@ def test_tapes_stay_within_the_budget_and_are_released(memory):
 
 
 def test_kept_work_is_not_done_again(monkeypatch):
-    from fastmtt.ops import reference
-
+    calls, plain = [], reference._normalise
+    monkeypatch.setattr(reference, "_normalise", lambda z: calls.append(z) or plain(z))
     counts = []
     for memory in (None, 10**8):
         _, student, steps, lr, record = swept(memory)
         steps.want(True, True)
-        calls = []
-        plain = reference._normalise
-        monkeypatch.setattr(reference, "_normalise", lambda z, calls=calls: calls.append(z) or plain(z))
-        adjoint_sweep(student, record, steps, lr, torch.ones_like(record.thetas[0]))
-        monkeypatch.setattr(reference, "_normalise", plain)
+        calls.clear()
+        with ops.use("reference"):
+            adjoint_sweep(student, record, steps, lr, torch.ones_like(record.thetas[0]))
         counts.append(len(calls))
     assert counts == [4 * 3, 4 * 1]  # three blocks a step; only the first is never kept
 
@@ -128,7 +131,8 @@ def test_only_what_is_wanted_is_computed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "gradient", ["", "Exact", ("truncated",), ("truncated", 1.5), ("exact", 3), ("truncated", -1), None]
+    "gradient",
+    ["", "Exact", ("truncated",), ("truncated", 1.5), ("exact", 3), ("truncated", -1), None],
 )
 def test_unknown_gradients(gradient):
     with pytest.raises(ValueError, match="gradient must be 'exact', 'tesla' or"):

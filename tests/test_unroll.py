@@ -91,8 +91,12 @@ def test_weights_on_the_way(make, at):
     want = [thetas[k] for k in at]
     for g, w in zip(got, want, strict=True):
         assert_close(g, w, META_GRADIENT)
-    found = torch.autograd.grad(weigh(got), list(given.values()), materialize_grads=True, allow_unused=True)
-    truth = torch.autograd.grad(weigh(want), list(given.values()), materialize_grads=True, allow_unused=True)
+    found = torch.autograd.grad(
+        weigh(got), list(given.values()), materialize_grads=True, allow_unused=True
+    )
+    truth = torch.autograd.grad(
+        weigh(want), list(given.values()), materialize_grads=True, allow_unused=True
+    )
     for name, f, t in zip(given, found, truth, strict=True):
         late = name[0] in "xy" and int(name[1]) >= max(at)
         if late or (name == "lr" and max(at) == 0):
@@ -149,7 +153,10 @@ def test_batches_of_a_decoder():
     module, given = leaves(convnet)
     code = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
     basis = torch.stack([given["x3"].detach()[0]] * 5) * torch.arange(5.0)[:, None, None, None]
-    rows = [(torch.einsum("k,kchw->chw", code, basis)[None].tanh(), torch.tensor([t % 3])) for t in range(3)]
+    rows = [
+        (torch.einsum("k,kchw->chw", code, basis)[None].tanh(), torch.tensor([t % 3]))
+        for t in range(3)
+    ]
     got = unroll_sgd(module, given["theta"], rows, 0.1)
     want = naive.train(module, given["theta"], rows, torch.tensor(0.1, dtype=torch.float64))[-1]
     assert_close(

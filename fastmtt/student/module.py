@@ -61,6 +61,8 @@ class ModuleStudent(Student):
         wanted = [n for n in ("theta", "x", "y") if n in needs]
         if not y.is_floating_point() and "y" in wanted:
             wanted.remove("y")
+        if not wanted:
+            return None, None, None
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
         for direction, *inputs in zip(v, theta, x, y, strict=True):
             for name, g in self._one_tangent(direction, inputs, wanted).items():

@@ -20,8 +20,7 @@ def results(function, arguments):
 
 def in_single(arguments):
     return tuple(
-        a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
-        for a in arguments
+        a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments
     )
 
 

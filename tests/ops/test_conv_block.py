@@ -21,9 +21,7 @@ def checked():
 
 
 def test_gradcheck_in_both_modes(checked):
-    assert torch.autograd.gradcheck(
-        differentiable.conv_block, checked[1:], check_forward_ad=True
-    )
+    assert torch.autograd.gradcheck(differentiable.conv_block, checked[1:], check_forward_ad=True)
 
 
 def test_gradgradcheck_and_forward_over_reverse(checked):
@@ -109,7 +107,9 @@ def test_backward_jvp_against_torch_func(shape, moves_a):
 
 
 def test_given_statistics_change_no_bit_and_come_back_empty():
-    for without, given_too in zip(samples("conv_block_jvp")[::2], samples("conv_block_jvp")[1::2], strict=True):
+    for without, given_too in zip(
+        samples("conv_block_jvp")[::2], samples("conv_block_jvp")[1::2], strict=True
+    ):
         *_, xhat, rstd = found = ops.conv_block_jvp(*without)
         again = ops.conv_block_jvp(*given_too[:-2], xhat, rstd)
         assert all(torch.equal(a, b) for a, b in zip(found[:4], again[:4], strict=True))

@@ -1,0 +1,130 @@
+"""Which backend serves: chosen, forced, fallen back from, absent."""
+
+import logging
+
+import pytest
+import torch
+
+from fastmtt import FastmttError, ops
+from fastmtt.ops import backends, reference
+
+THETA = torch.ones(2, 3)
+
+
+@pytest.fixture
+def spied(monkeypatch):
+    """Names of the backends that ran sgd_update, in order."""
+    ran = []
+    plain, compiled = reference.sgd_update, backends._compiled_op
+
+    def by_reference(*args):
+        ran.append("reference")
+        return plain(*args)
+
+    def by_kernel(op):
+        ran.append("cpu")
+        return compiled(op)
+
+    monkeypatch.setattr(reference, "sgd_update", by_reference)
+    monkeypatch.setattr(backends, "_compiled_op", by_kernel)
+    monkeypatch.delenv("FASTMTT_BACKEND", raising=False)
+    return ran
+
+
+def update(dtype=torch.float32):
+    return ops.sgd_update(THETA.to(dtype), THETA.to(dtype), torch.tensor(0.1, dtype=dtype))
+
+
+@pytest.fixture
+def without_extension(monkeypatch):
+    monkeypatch.setattr(backends, "extension_error", lambda: "the extension is not built")
+    monkeypatch.setattr(backends, "compiled", lambda op: False)
+
+
+@pytest.mark.usefixtures("extension")
+def test_compiled_kernels_are_chosen_and_reference_can_be_forced(spied, monkeypatch):
+    update()
+    with ops.use("reference"):
+        update()
+        with ops.use(None):  # leaves the choice as it is
+            update()
+        with ops.use("cpu"):
+            update()
+        update()
+    update()
+    monkeypatch.setenv("FASTMTT_BACKEND", "reference")
+    update()
+    with ops.use("cpu"):  # an argument outweighs the environment
+        update()
+    cpu, plain = "cpu", "reference"
+    assert spied == [cpu, plain, plain, cpu, plain, cpu, plain, cpu]
+
+
+@pytest.mark.usefixtures("extension")
+def test_falling_back_says_so_once(spied, caplog):
+    backends._say_once.cache_clear()
+    with caplog.at_level(logging.WARNING, "fastmtt"):
+        for _ in range(3):
+            assert update(torch.bfloat16).dtype == torch.bfloat16
+    assert spied == ["reference"] * 3
+    assert [record.message for record in caplog.records] == [
+        "sgd_update: the compiled kernel cannot serve (it works in float32 and float64, this "
+        "tensor is torch.bfloat16); plain torch does"
+    ]
+
+
+@pytest.mark.usefixtures("extension")
+def test_a_forced_backend_that_cannot_serve_raises(spied):
+    with ops.use("cpu"):
+        with pytest.raises(
+            FastmttError, match="'cpu' cannot serve sgd_update: it works in float32"
+        ):
+            update(torch.bfloat16)
+        meta = torch.empty(2, 3, device="meta")
+        with pytest.raises(FastmttError, match="it works on CPU tensors, this one is on meta"):
+            ops.dot(meta, meta)
+    assert spied == []
+
+
+@pytest.mark.usefixtures("extension")
+def test_ops_without_a_kernel_come_from_the_reference_even_if_forced(monkeypatch):
+    monkeypatch.setattr(backends, "compiled", lambda op: False)
+    with ops.use("cpu"):
+        assert torch.equal(ops.dot(THETA, THETA), torch.tensor([3.0, 3.0]))
+
+
+@pytest.mark.usefixtures("without_extension")
+def test_without_the_extension_the_reference_serves(spied):
+    update()
+    assert spied == ["reference"]
+    assert {row.backend for row in backends.table()} == {"reference"}
+    with (
+        ops.use("cpu"),
+        pytest.raises(FastmttError, match="'cpu' was asked for, but the extension is not built"),
+    ):
+        update()
+
+
+@pytest.mark.parametrize("name", ["cuda", "CPU", "auto"])
+def test_unknown_backends(name, monkeypatch):
+    message = f"backend '{name}' is not known; known are reference, cpu"
+    with pytest.raises(FastmttError, match=message), ops.use(name):
+        pass
+    monkeypatch.setenv("FASTMTT_BACKEND", name)
+    with pytest.raises(FastmttError, match=message):
+        ops.dot(THETA, THETA)
+
+
+def test_an_error_inside_leaves_no_backend_forced():
+    before = backends.forced()
+    with pytest.raises(ZeroDivisionError), ops.use("reference"):
+        raise ZeroDivisionError
+    assert backends.forced() == before
+
+
+def test_table_names_every_op_and_why(monkeypatch):
+    assert [row.op for row in backends.table()] == reference.__all__
+    for row in backends.table():
+        assert row.backend == ("cpu" if backends.compiled(row.op) else "reference") and row.reason
+    monkeypatch.setenv("FASTMTT_BACKEND", "reference")
+    assert {tuple(row[1:]) for row in backends.table()} == {("reference", "forced")}
