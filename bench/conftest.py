@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.report import Report
 
@@ -24,6 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if size not in SIZES:
         raise pytest.UsageError(f"FASTMTT_BENCH must be one of {', '.join(SIZES)}, got {size!r}")
     config.stash[REPORT] = Report(smoke=size == "smoke")
+    if size == "smoke":
+        # tiny operations on several threads wait for one another for as long as others keep the
+        # machine busy; the variable is for the processes that measure memory
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastmtt
 from fastmtt import info
 from fastmtt.ops import backends
 
@@ -33,7 +34,8 @@ def facts() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "malloc": _malloc(),
         "huge_pages": _huge_pages(),
-        **{name.lower(): versions[name] for name in ("Python", "torch", "fastmtt")},
+        **{name.lower(): versions[name] for name in ("Python", "torch")},
+        "fastmtt": fastmtt.__version__,
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }

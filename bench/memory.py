@@ -24,7 +24,8 @@ ROOT = Path(__file__).parent.parent
 def peak_bytes(maker: Callable[..., Callable[[], Any]], **arguments: Any) -> int:
     """Peak resident memory of ``maker(**arguments)()`` above what the process held before the call.
 
-    Imports and inputs are in place by then; what libraries allot at a first call is not.
+    Imports and inputs are in place by then, and a tiny call of its kind has loaded what PyTorch
+    loads at a first call.
 
     Args:
         maker: a function at the top level of a module; its arguments must be JSON-able.
@@ -42,6 +43,7 @@ def peak_bytes(maker: Callable[..., Callable[[], Any]], **arguments: Any) -> int
 
 def matching_step(name: str, steps: int, batch: int, width: int) -> Callable[[], Any]:
     """A matching step by a contender's name and size."""
+    contender(name, make_problem(Size(1, 2, 8)))()
     return contender(name, make_problem(Size(steps, batch, width)))
 
 

@@ -65,7 +65,8 @@ def make_problem(size: Size, seed: int = 0) -> Problem:
         net = naive.ConvNet(CHANNELS, IMAGE, CLASSES, DEPTH, size.width)
     start = _flat(net)
     images, labels = draw_images()
-    naive.train(net, images, labels, [slice(None)] * 10, lr=0.02, momentum=0.0, weight_decay=0.0)
+    every = [torch.arange(size.batch)] * 10
+    naive.train(net, images, labels, every, lr=0.02, momentum=0.0, weight_decay=0.0)
     images, labels = draw_images()
     indices = [torch.randperm(size.batch, generator=generator) for _ in range(size.steps)]
     return Problem(size, start, _flat(net), images, labels, torch.tensor(0.02), indices)

@@ -1,0 +1,84 @@
+"""An expert's epoch and an evaluation, against plain eager PyTorch doing the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench import jobs, machine, memory
+from bench.clock import time_in_turn
+from bench.jobs import Job, contender, train_naive, train_ours
+from bench.problem import forward_flop
+from bench.report import Report, quantiles, times_faster
+from fastmtt.data import DataSet
+
+# A slice of an expert's epoch (one of 25 parts); a tenth of an evaluation at 1 image a class.
+SIZES = [Job("expert", 1, 2048, 256, 1, 128, 0), Job("evaluation", 5, 10, 10, 100, 128, 1000)]
+SMOKE_SIZES = [Job("expert", 1, 16, 8, 1, 8, 0), Job("evaluation", 2, 4, 4, 4, 8, 20)]
+EXACT = 1e-9
+# Of the way the weights went, in float32: flipped ReLUs put two layouts of PyTorch's own
+# convolutions up to 8e-4 apart on jobs like these.
+FLIPPED = 5e-3
+ACCURACY = 0.01
+TRAINING_FLOP = 3  # in F, an image and step
+ROUNDS = 7
+
+
+def test_training(size: Job, benchmark: Any, report: Report) -> None:
+    job, data = size, size.data()
+    in_double = _check_double(job)
+    apart = _check_agreement(job, data)
+
+    runs = {name: contender(name, job, data) for name in jobs.CONTENDERS}
+    rates = machine.convolution_rates(job.batch, job.width, 0.05 if report.smoke else 1.0)
+    timed = time_in_turn(benchmark, runs, 2 if report.smoke else ROUNDS)
+
+    steps = TRAINING_FLOP * job.epochs * job.images
+    work = job.networks * (steps + job.tested) * forward_flop(job.width) / 1e9
+    for name, clock in timed.items():
+        times = quantiles(clock.seconds)
+        row = {
+            "contender": name,
+            **job._asdict(),
+            "source": data.source,
+            **times,
+            "naive_over_this": times_faster(timed["naive"].seconds, clock.seconds),
+            "peak_MB": memory.peak_bytes(jobs.prepare, name=name, **job._asdict()) / 1e6,
+            "gflops_at_3F": work / times["median_s"],
+            "convolution_gflops": rates["all"],
+            "of_convolution": work / times["median_s"] / rates["all"],
+            "system_share": clock.system_share,
+            "convolutions": rates,
+        }
+        if name == "ours":
+            row["agreement"] = {"float64": in_double, "float32": apart}
+        report.add("training", **row)
+        benchmark.extra_info[name] = row
+
+
+def _check_double(job: Job) -> float:
+    """In float64, on a small job of this kind and width: 1e-9 of the way the weights went."""
+    small = job._replace(networks=2, images=4, batch=3, epochs=4, tested=0)
+    data = small.data()
+    apart = _apart(
+        small, train_ours(small, data, torch.float64), train_naive(small, data, torch.float64)
+    )
+    assert apart <= EXACT, f"{small}: {apart} apart in float64"
+    return apart
+
+
+def _check_agreement(job: Job, data: DataSet) -> float:
+    """In float32 at the figure's own size: the same weights, and the same accuracies after."""
+    apart = _apart(job, train_ours(job, data), train_naive(job, data))
+    assert apart <= FLIPPED, f"{job}: {apart} apart in float32"
+    ours, naive = (contender(name, job, data)() for name in ("ours", "naive"))
+    if job.tested:
+        assert torch.allclose(ours, naive, rtol=0, atol=ACCURACY), f"{job}: {ours} and {naive}"
+    return apart
+
+
+def _apart(job: Job, ours: torch.Tensor, naive: torch.Tensor) -> float:
+    """The largest distance of two networks' weights, in the way the naive's went."""
+    way = (naive - jobs.starts(job)).norm(dim=1)
+    return float(((ours - naive).norm(dim=1) / way).max())
