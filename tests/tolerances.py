@@ -7,7 +7,7 @@ All are relative errors of a whole vector, |got - want| / |want|, unless the nam
 # sides round some 1e5 times at 1e-16 and a step amplifies little; 1e-15 to 1e-13 is seen.
 META_GRADIENT = 1e-9
 
-# One op or one verb in float64 against its formula: hundreds of well-conditioned roundings at 1e-16.
+# One op or verb in float64 against its formula: hundreds of well-conditioned roundings at 1e-16.
 FORMULA = 1e-12
 
 # A central difference with step h = 1e-5 in float64: truncation h^2, rounding 1e-16 / h.
