@@ -9,8 +9,9 @@ COMPILED := setup.py pyproject.toml fastmtt/toolchain.py $(shell find csrc -type
 
 .PHONY: demo test setup
 demo: setup
-	.venv/bin/python -m fastmtt.distill --cfg configs/mtt/digits_ipc1.yaml
-	.venv/bin/python -m fastmtt.evaluate logged_files/digits_ipc1 --compare
+	@run=demo_$$(date +%Y%m%d-%H%M%S) && \
+	.venv/bin/python -m fastmtt.distill --cfg configs/mtt/digits_ipc1.yaml --run_name $$run && \
+	.venv/bin/python -m fastmtt.evaluate logged_files/digits/1/ConvNetD2W32/$$run --compare
 
 test: setup
 	.venv/bin/python -m pytest tests

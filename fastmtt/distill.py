@@ -94,6 +94,8 @@ class Distillation:
                 meter.step(f"loss {loss:.4f}, lr {lr:.5f}")
         self.evaluate(config.Iteration + 1)
         self.set.save(self.run.path / "distilled_last.safetensors", self.meta)
+        pixels = self.dataset.space.to_pixels(self.set.images.detach())
+        self.run.save_image_grid("images_last.png", pixels)
 
     def step(self, iteration: int) -> float:
         """One outer iteration: match ``segments`` segments, update images and learning rate."""

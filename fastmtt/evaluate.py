@@ -107,6 +107,9 @@ def main(argv: list[str] | None = None) -> None:
         ],
     )
     print(table(rows, heading))
+    picture = folder / f"images_{asked.which}.png"
+    if picture.is_file():
+        print(f"what was distilled: {picture}")
 
 
 if __name__ == "__main__":
