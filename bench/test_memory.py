@@ -16,37 +16,20 @@ SMOKE_SIZES = [(Size(10, 1, 128), Size(30, 1, 128))]
 
 def test_memory_grows_by_weights_alone(size: tuple[Size, ...], report: Report) -> None:
     vector = BYTES * parameters(size[0].width)
-    peaks = [_peak("exact", one) for one in size]
-    growths = [_growth(*pair) for pair in pairwise(zip(size, peaks, strict=True))]
-    assert max(growths) <= VECTORS * vector, (
-        f"a step adds {[round(g / vector, 2) for g in growths]} x 4P bytes, allowed {VECTORS}"
-    )
-    naive = [_peak("naive", one) for one in size[:2]]
-    _add(report, "exact", size, peaks)
-    _add(report, "naive", size[:2], naive)
-
-
-def _peak(name: str, size: Size) -> int:
-    return memory.peak_bytes(memory.matching_step, name=name, **size._asdict())
-
-
-def _growth(before: tuple[Size, int], after: tuple[Size, int]) -> float:
-    """Bytes a step."""
-    return (after[1] - before[1]) / (after[0].steps - before[0].steps)
-
-
-def _add(report: Report, name: str, sizes: tuple[Size, ...], peaks: list[int]) -> None:
-    vector = BYTES * parameters(sizes[0].width)
-    growths: list[float | None] = [None]
-    growths += [_growth(*pair) for pair in pairwise(zip(sizes, peaks, strict=True))]
-    for size, peak, growth in zip(sizes, peaks, growths, strict=True):
+    peaks = [memory.peak_bytes(memory.matching_step, name="exact", **one._asdict()) for one in size]
+    growths = [
+        (peak - before) / (one.steps - shorter.steps) / vector
+        for (shorter, before), (one, peak) in pairwise(zip(size, peaks, strict=True))
+    ]
+    assert max(growths) <= VECTORS, f"a step adds {growths} vectors of 4P bytes, allowed {VECTORS}"
+    for one, peak, growth in zip(size, peaks, [None, *growths], strict=True):
         report.add(
             "memory",
-            contender=name,
-            **size._asdict(),
+            contender="exact",
+            **one._asdict(),
             memory=0,
             peak_MB=peak / 1e6,
-            growth_MB_a_step=None if growth is None else growth / 1e6,
-            growth_in_4P=None if growth is None else growth / vector,
-            allowed_in_4P=VECTORS if name == "exact" else None,
+            vectors_a_step=growth,
+            vectors_allowed=VECTORS,
+            vector_MB=vector / 1e6,
         )
