@@ -33,6 +33,14 @@ class Timed:
         return self._system / max(self._user + self._system, 1e-9)
 
 
+def rounds_within(seconds: float, contenders: Mapping[str, Callable[[], Any]]) -> int:
+    """How many rounds of the contenders fit, from one round run now; 5 at least, 15 at most."""
+    start = time.perf_counter()
+    for run in contenders.values():
+        run()
+    return int(min(max(seconds / (time.perf_counter() - start), 5), 15))
+
+
 def time_in_turn(
     benchmark: Any, contenders: Mapping[str, Callable[[], Any]], rounds: int
 ) -> dict[str, Timed]:

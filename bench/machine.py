@@ -68,13 +68,13 @@ def convolution_rates(batch: int, width: int, seconds: float) -> dict[str, float
     for side in (16, 8):
         flop = 2 * 9 * width * width * side * side * batch
         for kind in KINDS:
-            best = best_time(_convolution(kind, batch, width, side), seconds)
+            best = _best_time(_convolution(kind, batch, width, side), seconds)
             rates[f"{kind} {side}x{side}"] = flop / best / 1e9
             work, total = work + flop, total + best
     return {**rates, "all": work / total / 1e9}
 
 
-def best_time(run: Callable[[], Any], seconds: float) -> float:
+def _best_time(run: Callable[[], Any], seconds: float) -> float:
     """The shortest time of ``run`` within ``seconds`` of repetitions, at least three."""
     run()
     times: list[float] = []

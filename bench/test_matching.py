@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench import machine, memory
-from bench.clock import time_in_turn
+from bench.clock import rounds_within, time_in_turn
 from bench.gate import check_agreement, check_precision
 from bench.problem import OURS, Size, contender, forward_flop, make_problem
 from bench.report import Report, quantiles, times_faster
@@ -13,18 +13,17 @@ from bench.report import Report, quantiles, times_faster
 SIZES = [Size(20, 10, 32), Size(50, 10, 128), Size(10, 100, 128)]
 SMOKE_SIZES = [Size(3, 4, 8)]
 STEP_FLOP = 9  # in F: an exact step with a full tape; the yardstick for every contender
-ROUND_SECONDS = 120.0  # of measuring a size, about
+ROUND_SECONDS = 120.0  # of measuring a size, unless the fewest rounds take longer
 
 
 def test_matching_step(size: Size, benchmark: Any, report: Report) -> None:
-    small = Size(min(size.steps, 3), min(size.batch, 4), size.width)
+    small = Size(2, 2, size.width)  # few ReLUs, so that most problems flip none
     problem = make_problem(size)
     verdicts = {name: check_precision(name, small) for name in OURS}
     agreement = {name: check_agreement(name, problem) for name in OURS}
 
     runs = {name: contender(name, problem) for name in ("naive", "tesla", "exact")}
-    first = sum(machine.best_time(run, 0.0) for run in runs.values())
-    rounds = 2 if report.smoke else int(min(max(ROUND_SECONDS / first, 5), 15))
+    rounds = 2 if report.smoke else rounds_within(ROUND_SECONDS, runs)
     rates = machine.convolution_rates(size.batch, size.width, 0.05 if report.smoke else 1.0)
     timed = time_in_turn(benchmark, runs, rounds)
 

@@ -22,7 +22,7 @@ EXACT = 1e-9
 FLIPPED = 5e-3
 ACCURACY = 0.01
 TRAINING_FLOP = 3  # in F, an image and step
-ROUNDS = 7
+ROUNDS = 5
 
 
 def test_training(size: Job, benchmark: Any, report: Report) -> None:
