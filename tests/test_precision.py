@@ -13,14 +13,15 @@ from fastmtt.student.zoo import ConvNet
 
 CASES = {
     "depth 1": dict(depth=1, steps=4, batch=4),
-    "depth 2, soft": dict(depth=2, steps=10, batch=3, labels="soft", lr="per step"),
+    "depth 2, soft": dict(depth=2, steps=10, batch=3, labels="soft"),
     "depth 3, DSA": dict(depth=3, steps=6, batch=3, dsa="S"),
     "depth 3, S=3": dict(depth=3, steps=5, batch=4, segments=3, labels="soft", dsa="S"),
 }
 
 
 def problem(case, seed=0):
-    options = dict(CASES[case])
+    # a rate for every step: a single number's error is chance
+    options = {"lr": "per step", **CASES[case]}
     depth = options.pop("depth")
     p = Problem(lambda: ConvNet((3, 16, 16), 3, depth=depth, width=8), seed=seed, **options)
     p.data = {  # what float32 can hold, so that both precisions solve one problem
