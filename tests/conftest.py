@@ -8,6 +8,15 @@ import torch
 from fastmtt.ops import backends
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tensors here are small: more threads only wait for each other, long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory():
     """Deterministic mode fills fresh memory with NaN: an element left unwritten shows."""
