@@ -21,7 +21,11 @@ def stream(seed: int, what: str, *index: int) -> np.random.Generator:
         what: what is drawn, for example "batch" or "dsa".
         index: up to three numbers, for example iteration and segment.
     """
-    key = np.array([seed % 2**64, zlib.crc32(what.encode())], dtype=np.uint64)
+    if len(index) > 3:
+        raise ValueError(f"a key takes up to three numbers, got {index}")
+    # how many numbers there are is part of the key: (1,) and (1, 0) are different draws
+    name = zlib.crc32(f"{what}/{len(index)}".encode())
+    key = np.array([seed % 2**64, name], dtype=np.uint64)
     # the lowest counter word is the generator's own position in the stream
     counter = np.zeros(4, dtype=np.uint64)
     counter[1 : 1 + len(index)] = index

@@ -23,7 +23,7 @@ def test_a_key_gives_the_same_numbers_whatever_was_drawn_before():
 
 def test_every_part_of_the_key_counts():
     keys = [(0, "batch"), (1, "batch"), (0, "dsa"), (0, "batch", 1), (0, "batch", 0, 1),
-            (0, "batch", 0, 0, 1), (2**63, "batch"), (-1, "batch"), (0, "")]  # fmt: skip
+            (0, "batch", 0, 0, 1), (0, "batch", 0), (2**63, "batch"), (-1, "batch"), (0, "")]  # fmt: skip
     drawn = [tuple(numbers(*key)) for key in keys]
     assert len(set(drawn)) == len(keys)
 
@@ -37,11 +37,11 @@ def test_neighbouring_keys_do_not_overlap():
 def test_pinned_values():
     """Runs stored today must be repeatable with later versions."""
     assert draws.stream(7, "batch", 3, 1).integers(10**9, size=3).tolist() == [
-        682389677,
-        691758789,
-        26663428,
+        936258595,
+        696511850,
+        679716559,
     ]
-    assert draws.torch_seed(7, "weights", 0) == 290186515874663967
+    assert draws.torch_seed(7, "weights", 0) == 2651999513774401471
 
 
 def test_global_generators_are_left_alone():
@@ -53,7 +53,7 @@ def test_global_generators_are_left_alone():
 
 
 def test_too_long_an_index_is_refused():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="up to three"):
         draws.stream(0, "x", 1, 2, 3, 4)
 
 
