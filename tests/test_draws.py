@@ -23,7 +23,8 @@ def test_a_key_gives_the_same_numbers_whatever_was_drawn_before():
 
 def test_every_part_of_the_key_counts():
     keys = [(0, "batch"), (1, "batch"), (0, "dsa"), (0, "batch", 1), (0, "batch", 0, 1),
-            (0, "batch", 0, 0, 1), (0, "batch", 0), (2**63, "batch"), (-1, "batch"), (0, "")]  # fmt: skip
+            (0, "batch", 0, 0, 1), (0, "batch", 0), (2**63, "batch"), (-1, "batch"),
+            (0, "")]  # fmt: skip
     drawn = [tuple(numbers(*key)) for key in keys]
     assert len(set(drawn)) == len(keys)
 

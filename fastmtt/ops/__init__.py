@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from fastmtt.ops import backends
+from fastmtt.ops import backends, reference
 from fastmtt.ops.backends import use
 
 conv_block = partial(backends.call, "conv_block")
@@ -27,21 +27,4 @@ dsa_transpose = partial(backends.call, "dsa_transpose")
 gsam_perturb = partial(backends.call, "gsam_perturb")
 gsam_combine = partial(backends.call, "gsam_combine")
 
-__all__ = [
-    "conv_block",
-    "conv_block_backward",
-    "conv_block_jvp",
-    "conv_block_backward_jvp",
-    "linear_xent",
-    "linear_xent_backward",
-    "linear_xent_jvp",
-    "linear_xent_backward_jvp",
-    "sgd_update",
-    "dot",
-    "sqdist",
-    "dsa",
-    "dsa_transpose",
-    "gsam_perturb",
-    "gsam_combine",
-    "use",
-]
+__all__ = [*reference.__all__, "use"]
