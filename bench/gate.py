@@ -1,6 +1,6 @@
 """No figure where results disagree: every contender proves its meta-gradient before it is timed.
 
-Two checks for each: the design's precision rule on a small problem of the same width, five times,
+Two checks for each: the precision rule on a small problem of the same width, five times,
 against float64 autograd; then plain agreement of the float32 results at the figure's own size.
 """
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import tempfile
 
 from fastmtt.augment import DSA
 from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
+from fastmtt.errors import FastmttError
 from fastmtt.experts.store import TrajectoryStore, store_path
 from fastmtt.experts.trainer import description, identity, train_experts, versions
+from fastmtt.ops import backends
 from fastmtt.options import BufferConfig, DistillConfig
 from fastmtt.progress import say
 from fastmtt.run import command
@@ -37,23 +39,28 @@ def fill_store(
 ) -> TrajectoryStore:
     """Train the experts a store still misses; the store it returns holds them all.
 
-    Experts that are there must be of this network, data set, space and recipe.
+    Experts that are there must be of this network, data set and space, long enough, and of this
+    recipe; a distillation that finds all of them there takes them whatever their recipe.
+
+    Raises:
+        FastmttError: experts that do not fit, or a folder that cannot be written to.
     """
     root = store_path(config.buffer_path, config.dataset, config.model, config.zca)
-    meta: dict[str, Any] = {
-        **identity(dataset, config.model),
-        "recipe": description(recipe, config.dsa_strategy, config.seed),
-    }
-    store = TrajectoryStore(root, meta)
-    missing = store.missing(config.num_experts)
-    if not missing:
-        say(f"{root}: all {config.num_experts} experts are there")
-        return store
+    kind = identity(dataset, config.model)
+    if isinstance(config, DistillConfig):
+        store = TrajectoryStore(root, kind)
+        if not store.missing(config.num_experts, recipe.epochs):
+            made_by = store.meta(0)["recipe"]
+            say(f"{root}: all {config.num_experts} experts are there, the first by {made_by}")
+            return store
+    made_by = description(recipe, config.dsa_strategy, config.seed)
+    store = TrajectoryStore(root, {**kind, "recipe": made_by})
+    missing = _missing(store, config, recipe)
     say(
         f"{root}: {config.num_experts - len(missing)} of {config.num_experts} experts are there; "
-        f"training {len(missing)} for {recipe.epochs} epochs"
+        f"{len(missing)} to train for {recipe.epochs} epochs"
     )
-    at_once = getattr(config, "experts_at_once", None)
+    at_once = config.experts_at_once if isinstance(config, BufferConfig) else None
     scores = train_experts(
         store,
         dataset,
@@ -64,16 +71,41 @@ def fill_store(
         at_once=at_once or students_at_once(recipe.batch_size, dataset.image_shape),
         seed=config.seed,
     )
-    mean = 100 * sum(scores.values()) / len(scores)
-    say(f"{root}: {len(scores)} experts trained, test accuracy {mean:.1f} % on average")
+    if scores:
+        mean = 100 * sum(scores.values()) / len(scores)
+        say(f"{root}: {len(scores)} experts trained, test accuracy {mean:.1f} % on average")
     return store
+
+
+def _missing(
+    store: TrajectoryStore, config: BufferConfig | DistillConfig, recipe: Recipe
+) -> list[int]:
+    """What is missing; makes sure before hours of training that it can be stored there."""
+    try:
+        missing = store.missing(config.num_experts, recipe.epochs)
+    except FastmttError as error:
+        if isinstance(config, BufferConfig):
+            raise
+        raise FastmttError(
+            f"{error}; or set num_experts to the {len(store.indices())} experts there, or "
+            "expert_lr, seed and batch_train to theirs"
+        ) from None
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=store.root).close()
+    except OSError as error:
+        raise FastmttError(
+            f"{store.root} cannot be written to ({error.strerror}); choose another buffer_path"
+        ) from None
+    return missing
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
     """Train what is missing of ``num_experts`` experts; a killed run continues."""
     config = parse("buffer", argv)
-    fill_store(config, load_data(config), expert_recipe(config))
+    with backends.use(config.backend):
+        fill_store(config, load_data(config), expert_recipe(config))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmtt.ops import differentiable
+from fastmtt.ops import backends, differentiable
 from fastmtt.student import ConvNetStudent, find_structure, flatten_parameters
 from fastmtt.student.base import split_flat
 from fastmtt.student.structure import Structure
@@ -62,7 +62,8 @@ class ReparamModule(nn.Module):
             structure = find_structure(self._module[0], tuple(x.shape[1:]))
             if isinstance(structure, Structure):
                 student = ConvNetStudent(self._module[0], structure)
-                theta = student.pack(flat)[None]
-                return student.forward(theta, x[None], differentiable.conv_block)[0]
+                with backends.use(None):
+                    theta = student.pack(flat)[None]
+                    return student.forward(theta, x[None], differentiable.conv_block)[0]
         weights = dict(split_flat(flat, self.names, self.shapes))
         return functional_call(self._module[0], {**weights, **(buffers or {})}, inputs)

@@ -20,9 +20,10 @@ from fastmtt.experts.store import TrajectoryStore
 from fastmtt.experts.trainer import identity, versions
 from fastmtt.matching import TrajectoryMatcher
 from fastmtt.methods import METHODS
+from fastmtt.ops import backends
 from fastmtt.options import DistillConfig
 from fastmtt.progress import Meter, say
-from fastmtt.run import RunFolder, command
+from fastmtt.run import RunFolder, check_free, command
 from fastmtt.student.zoo import make_network
 from fastmtt.sweeps import Gradient
 
@@ -32,12 +33,9 @@ OUTER_MOMENTUM = 0.5  # of the published optimisers of images and learning rate
 class Distillation:
     """One run: the synthetic set, its optimisers, the matcher, and what was best so far."""
 
-    def __init__(
-        self, config: DistillConfig, dataset: DataSet, store: TrajectoryStore, run: RunFolder
-    ) -> None:
-        """Set everything up as it is before iteration 0."""
-        self.config, self.dataset, self.store, self.run = config, dataset, store, run
-        self.experts = store.indices()[: config.max_experts or config.num_experts]
+    def __init__(self, config: DistillConfig, dataset: DataSet) -> None:
+        """Set everything up as it is before iteration 0, but for the experts."""
+        self.config, self.dataset = config, dataset
         self.choices: Choices = make_choices(config.rng, config.seed)
         self.set = synthetic.start(
             dataset, config.ipc, config.pix_init, config.lr_teacher, self.choices
@@ -72,13 +70,18 @@ class Distillation:
         self.best = -math.inf
         self.meta = {**identity(dataset, config.model), "versions": versions()}
 
-    def distil(self) -> None:
-        """Iterations 0 to ``Iteration`` inclusive, evaluated before each ``eval_it``-th."""
+    def distil(self, store: TrajectoryStore, run: RunFolder) -> None:
+        """Iterations 0 to ``Iteration`` inclusive, evaluated before each ``eval_it``-th.
+
+        The published programs evaluate before the last update and never after it; here it is the
+        other way round.
+        """
         config = self.config
+        self.store, self.run = store, run
+        self.experts = store.indices()[: config.max_experts or config.num_experts]
         with Meter(config.Iteration + 1, "distil") as meter:
             for iteration in range(config.Iteration + 1):
-                skip = config.skip_first_eva and iteration == 0
-                if iteration % config.eval_it == 0 and not skip:
+                if self._evaluates(iteration):
                     self.evaluate(iteration)
                 begin = time.perf_counter()
                 loss = self.step(iteration)
@@ -158,6 +161,12 @@ class Distillation:
                 self.run.save_pt(f"{name}_best.pt", tensor)
         self._checkpoint(iteration)
 
+    def _evaluates(self, iteration: int) -> bool:
+        config = self.config
+        if iteration == 0:
+            return not config.skip_first_eva
+        return iteration % config.eval_it == 0 and iteration < config.Iteration
+
     def _segments(self, iteration: int) -> tuple[Tensor, Tensor]:
         config = self.config
         segments = self.choices.segments(
@@ -206,12 +215,17 @@ def main(argv: list[str] | None = None) -> None:
     config = parse("distill", argv)
     if config.method not in METHODS:
         raise FastmttError(f"method {config.method!r} is not known; known: {', '.join(METHODS)}")
-    dataset = load_data(config)
-    run = RunFolder(config)
-    run.log(f"{dataset.name} from {dataset.source}")
-    dataset.space.save(run.path / "space.safetensors")
-    store = fill_store(config, dataset, expert_recipe(config))
-    Distillation(config, dataset, store, run).distil()
+    check_free(config)
+    with backends.use(config.backend):
+        dataset = load_data(config)
+        distillation = Distillation(config, dataset)  # finds mistakes before hours of training
+        store = fill_store(config, dataset, expert_recipe(config))
+        run = RunFolder(config)
+        run.log(f"{METHODS[config.method].source}; {dataset.name} from {dataset.source}")
+        dataset.space.save(run.path / "space.safetensors")
+        distillation.distil(store, run)
+    if config.published is not None:
+        run.log(f"published for this setting: {config.published} %")
     say(f"the distilled set is in {run.path}; evaluate it: python -m fastmtt.evaluate {run.path}")
 
 

@@ -53,10 +53,11 @@ def processor() -> Lines:
         sets += f" (not: {' '.join(absent)})" if absent else ""
         sets += f"; PyTorch uses {capability}"
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} logical processors"
-    return [("processor", _processor_name()), ("instruction sets", sets), ("threads", threads)]
+    return [("processor", processor_name()), ("instruction sets", sets), ("threads", threads)]
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
+    """The processor as the system names it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

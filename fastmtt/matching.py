@@ -14,11 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from fastmtt import ops
+from fastmtt.arguments import (
+    Theta,
+    check_batch,
+    check_count,
+    check_examples,
+    check_options,
+    check_rates,
+    check_theta,
+    flatten_theta,
+)
+from fastmtt.augment import DSA
 from fastmtt.batches import Augment, Draws, SyntheticSteps, draw
 from fastmtt.ops import backends
 from fastmtt.student import LossFunction, Student, make_student
-from fastmtt.sweeps import Gradient, Record, adjoint_sweep, check_gradient, forward_sweep
-from fastmtt.unroll import check_precision, check_theta, refuse_graph
+from fastmtt.sweeps import Gradient, Record, adjoint_sweep, forward_sweep
+from fastmtt.unroll import refuse_graph
 
 Keep = Tensor | Callable[[Tensor], Tensor]
 
@@ -63,11 +74,13 @@ class TrajectoryMatcher(nn.Module):
             ValueError: an option is out of range or unknown.
         """
         super().__init__()
-        check_gradient(gradient)
-        check_precision(precision)
-        if steps < 1 or (batch_size is not None and batch_size < 1):
+        check_options(gradient, precision, memory)
+        check_count("steps", steps)
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+        if augment is not None and not isinstance(augment, DSA) and not callable(augment):
             raise ValueError(
-                f"steps and batch_size must be at least 1, got {steps} and {batch_size}"
+                f"augment must be a fastmtt.DSA or a function of images, got {augment!r}"
             )
         self._module = (student,)  # in a tuple: its parameters are not ours
         self.steps, self.batch_size, self.gradient = steps, batch_size, gradient
@@ -78,8 +91,8 @@ class TrajectoryMatcher(nn.Module):
 
     def forward(
         self,
-        start: Tensor,
-        target: Tensor,
+        start: Theta,
+        target: Theta,
         images: Tensor,
         labels: Tensor,
         lr: Tensor | float,
@@ -91,7 +104,8 @@ class TrajectoryMatcher(nn.Module):
         """The matching loss, a scalar; ``.backward()`` runs the adjoint sweep.
 
         Args:
-            start: expert weights theta_0, flat [P] or [S,P].
+            start: expert weights theta_0, flat [P] or [S,P] in ``named_parameters()`` order, or a
+                dict of tensors by parameter name.
             target: expert weights theta* of the same shape.
             images: synthetic images [n,C,H,W], shared by the segments.
             labels: class indices int64 [n] or probabilities [n,K].
@@ -104,19 +118,19 @@ class TrajectoryMatcher(nn.Module):
         Raises:
             ValueError: shapes, dtypes or devices that do not fit.
         """
-        if start.shape != target.shape:
+        start = flatten_theta(start, self._module[0], "start")
+        target = flatten_theta(target, self._module[0], "target")
+        kinds = [(list(t.shape), t.dtype, t.device) for t in (start, target)]
+        if kinds[0] != kinds[1]:
             raise ValueError(
-                f"start and target must have one shape, got {list(start.shape)} and "
-                f"{list(target.shape)}"
+                f"start and target must have one shape, dtype and device, got {kinds[0]} and "
+                f"{kinds[1]}"
             )
-        _check_set(images, labels, start)
+        check_examples(images, labels, (), start, "the synthetic set")
         student = make_student(self._module[0], tuple(images.shape[1:]), self.loss_fn)
         check_theta(start, student.size, "start")
-        rates = torch.as_tensor(lr, dtype=start.dtype, device=start.device)
-        if rates.shape not in ((), (self.steps,)):
-            raise ValueError(
-                f"lr must be a scalar or one a step [{self.steps}], got {list(rates.shape)}"
-            )
+        check_batch(student, images, labels, 1, "the synthetic set")
+        rates = check_rates(lr, self.steps, start)
         segments = 1 if start.dim() == 1 else start.shape[0]
         if draws is None:
             draws = draw(
@@ -144,8 +158,8 @@ class TrajectoryMatcher(nn.Module):
 
 def match_trajectory(
     student: nn.Module,
-    start: Tensor,
-    target: Tensor,
+    start: Theta,
+    target: Theta,
     images: Tensor,
     labels: Tensor,
     lr: Tensor | float,
@@ -214,10 +228,16 @@ class _Match(torch.autograd.Function):
             keep = _mask(matcher.keep, student, record.thetas[-1] - goal)
             distance = ops.sqdist(record.thetas[-1], goal, keep)
             scale = ops.sqdist(theta, goal, keep)
+        if not bool((scale > 0).all()):
+            raise ValueError(
+                f"the distance from start to target must be positive in every segment, got squares "
+                f"{scale.tolist()}: start equals target, or keep keeps nothing that differs"
+            )
         ctx.call, ctx.record, ctx.steps, ctx.keep = call, record, steps, keep
         ctx.goal, ctx.ratio, ctx.scale = goal, distance / scale, scale
-        ctx.inputs = images, labels, lr, start, target
-        ctx.versions = [t._version for t in ctx.inputs]
+        inputs = images, labels, lr, start, target
+        ctx.save_for_backward(*inputs)
+        ctx.given, ctx.versions = inputs, _versions(inputs)
         return ctx.ratio.mean()
 
     @staticmethod
@@ -227,7 +247,7 @@ class _Match(torch.autograd.Function):
         _refuse_stale(ctx)
         _, need_images, need_labels, need_lr, need_start, need_target = ctx.needs_input_grad
         record: Record = ctx.record
-        lr, theta, end = ctx.inputs[2], record.thetas[0], record.thetas[-1]
+        lr, theta, end = ctx.saved_tensors[2], record.thetas[0], record.thetas[-1]
         weight = (g / len(theta) / ctx.scale)[:, None]
         with backends.use(call.matcher.backend):
             adjoint = _kept(2 * weight * (end - ctx.goal), ctx.keep)
@@ -258,11 +278,15 @@ def _refuse_stale(ctx: Any) -> None:
             "this matcher ran forward again before this loss's backward, and its memory now holds "
             "the later run: call backward first, or use a second TrajectoryMatcher"
         )
-    if [t._version for t in ctx.inputs] != ctx.versions:
+    if _versions(ctx.given) != ctx.versions:
         raise RuntimeError(
             "images, labels, lr, start or target were changed in place between forward and "
             "backward, which needs them as they were: change them after backward"
         )
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [t._version for t in tensors if not t.is_inference()]
 
 
 def _kept(vector: Tensor, keep: Tensor | None) -> Tensor:
@@ -283,30 +307,20 @@ def _mask(keep: Keep | None, student: Student, difference: Tensor) -> Tensor | N
 
 
 def _as_mask(keep: Tensor, size: int, device: torch.device) -> Tensor:
-    keep = keep.to(device)
+    keep = torch.as_tensor(keep, device=device)
     if keep.dtype == torch.bool and tuple(keep.shape) == (size,):
         return keep
     if keep.dtype == torch.int64 and keep.dim() == 1:
+        if len(keep) and not 0 <= int(keep.min()) <= int(keep.max()) < size:
+            raise ValueError(
+                f"keep's indices must lie in 0..{size - 1}, got {int(keep.min())} to "
+                f"{int(keep.max())}"
+            )
         return torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, keep, True)
     raise ValueError(
         f"keep must be a boolean mask [{size}] or int64 indices into the flat vector, got "
         f"{keep.dtype} {list(keep.shape)}"
     )
-
-
-def _check_set(images: Tensor, labels: Tensor, start: Tensor) -> None:
-    if len(images) == 0 or len(images) != len(labels):
-        raise ValueError(
-            f"images and labels must have equally many rows, at least one, got {len(images)} "
-            f"and {len(labels)}"
-        )
-    if labels.dtype != torch.int64 and not labels.is_floating_point():
-        raise ValueError(f"labels must be int64 or floating point, got {labels.dtype}")
-    for name, tensor in (("images", images), ("labels", labels)):
-        if tensor.is_floating_point() and tensor.dtype != start.dtype:
-            raise ValueError(f"{name} are {tensor.dtype}, start is {start.dtype}: use one dtype")
-        if tensor.device != start.device:
-            raise ValueError(f"{name} are on {tensor.device}, start on {start.device}: use one")
 
 
 def _seed(generator: torch.Generator | None) -> int:

@@ -1,4 +1,4 @@
-"""The methods as rows of independent choices (design: "A method is a row")."""
+"""The methods as rows of independent choices: a method is data, not a script."""
 
 from __future__ import annotations
 

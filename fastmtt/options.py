@@ -27,7 +27,7 @@ class BaseConfig:
         buffer_path: Folder of the experts' trajectories.
         batch_train: Real images, or distilled ones in evaluation, in a training batch.
         device: auto, cpu, cuda or cuda:<number>.
-        backend: Force one backend: reference, cpu, triton or cuda (null, the fitting one).
+        backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
         threads: CPU threads (null, as torch chooses).
         seed: Seed of every draw; two runs with one seed are equal to the bit.
     """
@@ -42,7 +42,7 @@ class BaseConfig:
     buffer_path: str = "buffers"
     batch_train: int = 256
     device: str = "auto"
-    backend: Literal["reference", "cpu", "triton", "cuda"] | None = None
+    backend: Literal["reference", "cpu"] | None = None
     threads: int | None = None
     seed: int = 0
 
@@ -88,7 +88,7 @@ class DistillConfig(BaseConfig):
         lr_lr: Learning rate of the student's learning rate.
         lr_teacher: The student's learning rate at the start.
         expert_lr: Learning rate of the experts this command trains itself.
-        num_experts: Number of experts.
+        num_experts: Number of experts; those already stored need only be of this network and data.
         train_epochs: Epochs of each expert (null, as many as matching reads).
         batch_syn: Distilled images in a student's batch (null, all).
         pix_init: Images start as real ones or as noise.
@@ -152,6 +152,11 @@ class DistillConfig(BaseConfig):
                 f"min_start_epoch is {self.min_start_epoch} and max_start_epoch "
                 f"{self.max_start_epoch}, wanted the first below the second"
             )
+        if self.max_experts is not None and self.max_experts > self.num_experts:
+            raise FastmttError(
+                f"max_experts is {self.max_experts} and num_experts {self.num_experts}, wanted at "
+                "most as many; raise num_experts"
+            )
         last = self.max_start_epoch - 1 + self.expert_epochs
         if last > self.expert_length:
             raise FastmttError(
@@ -176,10 +181,9 @@ class EvaluateConfig:
         zca: Whiten the images by ZCA.
         dsa: Augment by DSA.
         dsa_strategy: DSA's operations, joined by underscores.
-        buffer_path: Folder of the experts' trajectories.
         batch_train: Images in a training batch.
         device: auto, cpu, cuda or cuda:<number>.
-        backend: Force one backend: reference, cpu, triton or cuda.
+        backend: Force one backend: reference or cpu.
         threads: CPU threads.
         seed: Seed of every draw.
         num_eval: Networks trained.
@@ -196,10 +200,9 @@ class EvaluateConfig:
     zca: bool | None = None
     dsa: bool | None = None
     dsa_strategy: str | None = None
-    buffer_path: str | None = None
     batch_train: int | None = None
     device: str | None = None
-    backend: Literal["reference", "cpu", "triton", "cuda"] | None = None
+    backend: Literal["reference", "cpu"] | None = None
     threads: int | None = None
     seed: int | None = None
     num_eval: int = 5
@@ -213,7 +216,8 @@ class EvaluateConfig:
     def applied_to(self, made_with: C) -> C:
         """Give the run's configuration with the shared keys that are set here in their place."""
         shared = (field.name for field in dataclasses.fields(BaseConfig))
-        changes = {name: getattr(self, name) for name in shared if getattr(self, name) is not None}
+        asked = {name: getattr(self, name, None) for name in shared}
+        changes = {name: value for name, value in asked.items() if value is not None}
         return dataclasses.replace(made_with, **changes)
 
 
@@ -227,7 +231,7 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("lr_teacher", "expert_lr"), 0),
 }
 _ABOVE = {"lr_teacher", "expert_lr"}
-_MOST: dict[str, float] = {"mom": 1, "published": 100}
+_MOST: dict[str, float] = {"mom": 1, "published": 100, "seed": 2**63 - 1}
 
 
 def _check_ranges(config: Any) -> None:

@@ -22,6 +22,7 @@ from fastmtt import __version__
 from fastmtt.config import to_yaml
 from fastmtt.errors import FastmttError
 from fastmtt.files import replacing, write_safetensors
+from fastmtt.info import processor_name
 from fastmtt.options import DistillConfig
 from fastmtt.progress import say
 
@@ -44,19 +45,18 @@ class RunFolder:
     """
 
     def __init__(self, config: DistillConfig) -> None:
-        name = config.run_name or f"{config.method}_{time.strftime('%Y%m%d-%H%M%S')}"
-        self.path = Path(config.save_path, config.dataset, str(config.ipc), config.model, name)
+        check_free(config)
+        self.path = _path(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "config.yaml").touch(exist_ok=False)  # of two at once, one gets it
+        except FileExistsError:
+            raise FastmttError(_taken(self.path)) from None
         except OSError as error:
             raise FastmttError(
                 f"{self.path} cannot be made a run's folder ({error.strerror}); choose another "
                 "save_path or run_name"
             ) from None
-        if any(self.path.iterdir()):
-            raise FastmttError(
-                f"{self.path} holds a run already; choose another run_name or remove it"
-            )
         with replacing(self.path / "config.yaml") as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
         with replacing(self.path / "environment.json") as temporary:
@@ -107,6 +107,22 @@ class RunFolder:
         return path
 
 
+def check_free(config: DistillConfig) -> None:
+    """FastmttError if the run's folder holds something already."""
+    path = _path(config)
+    if path.is_dir() and any(path.iterdir()):
+        raise FastmttError(_taken(path))
+
+
+def _path(config: DistillConfig) -> Path:
+    name = config.run_name or f"{config.method}_{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path(config.save_path, config.dataset, str(config.ipc), config.model, name)
+
+
+def _taken(path: Path) -> str:
+    return f"{path} holds a run already; choose another run_name or remove it"
+
+
 def append_metrics(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Append records to a folder's `metrics.jsonl`, one JSON line each; NaN becomes null."""
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -124,7 +140,7 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "machine": platform.node(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -140,7 +156,7 @@ def environment() -> dict[str, Any]:
 def command(main: Main) -> Callable[..., None]:
     """Make a command of `main(argv)`: a user's mistake is one sentence, not a traceback.
 
-    Exit codes: 2 after a `FastmttError`, 130 after Ctrl-C.
+    Exit codes: 2 after a `FastmttError` or a file that cannot be read or written, 130 after Ctrl-C.
     """
 
     @functools.wraps(main)
@@ -152,8 +168,16 @@ def command(main: Main) -> Callable[..., None]:
         except FastmttError as error:
             print(f"fastmtt: {error}", file=sys.stderr)
             sys.exit(2)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"fastmtt: {error.filename}: {error.strerror}", file=sys.stderr)
+            sys.exit(2)
         except KeyboardInterrupt:
-            print("fastmtt: interrupted; what was finished until here is kept", file=sys.stderr)
+            print(
+                "fastmtt: interrupted; finished experts and the sets saved so far are kept",
+                file=sys.stderr,
+            )
             sys.exit(130)
         finally:
             warnings.formatwarning = usual
@@ -177,15 +201,6 @@ def _warning(
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,7 @@
 """Forward sweep and adjoint sweep: the exact gradient through N steps of SGD at constant memory.
 
 Forward, theta_{t+1} = theta_t - lr_t g_t, keeping theta_t and g_t. Backward, from the cotangent
-lambda_N, one tangent of the gradient a step gives everything (design: "The mathematics"):
+lambda_N, one tangent of the gradient a step gives everything:
 
     dL/dx_t = -lr_t dx     dL/dy_t = -lr_t dy     dL/dlr_t = -<g_t, lambda_{t+1}>
     lambda_t = lambda_{t+1} - lr_t H lambda_{t+1}
@@ -59,7 +59,10 @@ class Record:
     @classmethod
     def empty(cls, steps: int, theta: Tensor) -> Record:
         """Room for ``steps`` steps of weights like ``theta`` [S,P]."""
-        return cls(theta.new_empty(steps + 1, *theta.shape), theta.new_empty(steps, *theta.shape))
+        with torch.inference_mode(False):  # it may serve later calls outside of such a block
+            return cls(
+                theta.new_empty(steps + 1, *theta.shape), theta.new_empty(steps, *theta.shape)
+            )
 
     def fits(self, steps: int, theta: Tensor) -> bool:
         """Whether this room serves ``steps`` steps of weights like ``theta``."""

@@ -53,10 +53,19 @@ def load_synthetic(path: Path) -> tuple[Synthetic, dict[str, Any]]:
     images, labels, lr = (tensors.get(name) for name in ("images", "labels", "lr"))
     if images is None or labels is None or lr is None:
         raise FastmttError(f"{path} holds {sorted(tensors)}, wanted images, labels and lr")
-    if images.dim() != 4 or len(images) != len(labels) or lr.dim() != 0:
+    shaped = images.dim() == 4 and labels.dim() == 1 and lr.dim() == 0
+    if not shaped or len(images) != len(labels) or len(images) == 0:
         raise FastmttError(
             f"{path} is no distilled set: images {list(images.shape)}, labels "
             f"{list(labels.shape)}, lr {list(lr.shape)}; wanted [n,C,H,W], [n], a scalar"
+        )
+    floats = images.dtype == lr.dtype == torch.float32
+    sound = images.isfinite().all() and lr.isfinite() and lr > 0 and labels.min() >= 0
+    if not floats or labels.dtype != torch.int64 or not sound:
+        raise FastmttError(
+            f"{path} is no distilled set: images {images.dtype}, labels {labels.dtype} from "
+            f"{labels.min()}, lr {float(lr)}; wanted finite float32 images, int64 labels from 0 "
+            "and a positive lr"
         )
     return Synthetic(images, labels, lr), meta
 

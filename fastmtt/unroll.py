@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastmtt.arguments import (
+    Theta,
+    check_batch,
+    check_examples,
+    check_options,
+    check_rates,
+    check_theta,
+    flatten_theta,
+)
 from fastmtt.ops import backends
 from fastmtt.student import LossFunction, Student, make_student
-from fastmtt.sweeps import Gradient, Record, adjoint_sweep, check_gradient, forward_sweep
-
-Theta = Tensor | Mapping[str, Tensor]
+from fastmtt.sweeps import Gradient, Record, adjoint_sweep, forward_sweep
 
 
 def unroll_sgd(
     student: nn.Module,
     theta: Theta,
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     lr: Tensor | float,
     *,
     loss_fn: LossFunction | None = None,
@@ -52,23 +59,22 @@ def unroll_sgd(
         RuntimeError: from backward, when its inputs were changed in between or a graph of it is
             asked for.
     """
-    check_gradient(gradient)
-    check_precision(precision)
+    check_options(gradient, precision, memory)
+    batches = list(batches)
     if not batches:
         raise ValueError("batches is empty: give one (x, y) for each step")
-    names = tuple(name for name, _ in student.named_parameters())
-    flat = _flattened(theta, names)
+    flat = flatten_theta(theta, student, "theta")
     single = flat.dim() == 1
     xs = [x[None] if single else x for x, _ in batches]
     ys = [y[None] if single else y for _, y in batches]
+    steps, lead = len(batches), () if single else (len(flat),)
+    for t, (x, y) in enumerate(batches):
+        check_examples(x, y, lead, flat, f"batches[{t}]")
     engine = make_student(student, tuple(xs[0].shape[2:]), loss_fn)
     check_theta(flat, engine.size, "theta")
-    for t, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        _check_batch(t, x, y, flat, single)
-    steps = len(batches)
-    rates = torch.as_tensor(lr, dtype=flat.dtype, device=flat.device)
-    if rates.shape not in ((), (steps,)):
-        raise ValueError(f"lr must be a scalar or one a step [{steps}], got {tuple(rates.shape)}")
+    for t in range(steps):
+        check_batch(engine, xs[t], ys[t], 2, f"batches[{t}]")
+    rates = check_rates(lr, steps, flat)
     marks = [steps] if at is None else list(at)
     if not all(0 <= k <= steps for k in marks):
         raise ValueError(f"at must lie in 0..{steps}, got {marks}")
@@ -77,42 +83,6 @@ def unroll_sgd(
     thetas = _Unroll.apply(plan, flat if not single else flat[None], rates, *xs, *ys)
     found = [_in_form(t[0] if single else t, theta, engine) for t in thetas]
     return found[0] if at is None else found
-
-
-def check_precision(precision: str | None) -> None:
-    """ValueError for a precision no backend here computes in."""
-    if precision not in (None, "fp32"):
-        raise ValueError(
-            f"precision must be None or 'fp32', got {precision!r}: the backends built so far "
-            "compute in the weights' own dtype (float32, or float64 where theta is float64)"
-        )
-
-
-def check_theta(flat: Tensor, size: int, name: str) -> None:
-    """ValueError unless ``flat`` is [P] or [S,P] floating point with the student's P."""
-    if flat.dim() not in (1, 2) or flat.shape[-1] != size or not flat.is_floating_point():
-        raise ValueError(
-            f"{name} must be a floating-point tensor [{size}] or [S,{size}] "
-            f"(the student has {size} parameters), got {flat.dtype} {list(flat.shape)}"
-        )
-
-
-def _check_batch(t: int, x: Tensor, y: Tensor, theta: Tensor, single: bool) -> None:
-    """ValueError unless the batch, with the students' axis in front, fits theta and itself."""
-    students = 1 if single else len(theta)
-    if x.dim() < 2 or x.shape[0] != students or y.shape[:2] != x.shape[:2]:
-        lead, drop = ("", 1) if single else (f"{students},", 0)
-        raise ValueError(
-            f"batches[{t}] must be x [{lead}B,...] and y [{lead}B] or [{lead}B,K], got "
-            f"{list(x.shape[drop:])} and {list(y.shape[drop:])}"
-        )
-    if y.dtype != torch.int64 and not y.is_floating_point():
-        raise ValueError(f"y of batches[{t}] must be int64 or floating point, got {y.dtype}")
-    for name, tensor in (("x", x), ("y", y)):
-        if tensor.is_floating_point() and tensor.dtype != theta.dtype:
-            raise ValueError(
-                f"{name} of batches[{t}] is {tensor.dtype}, theta is {theta.dtype}: use one dtype"
-            )
 
 
 class _Plan:
@@ -219,17 +189,6 @@ def refuse_graph() -> None:
             "it does not give: drop create_graph, or use fastmtt.compat.ReparamModule in a loop "
             "of your own"
         )
-
-
-def _flattened(theta: Theta, names: tuple[str, ...]) -> Tensor:
-    if isinstance(theta, Tensor):
-        return theta
-    if set(theta) != set(names):
-        missing, extra = sorted(set(names) - set(theta)), sorted(set(theta) - set(names))
-        raise ValueError(
-            f"theta's names are not the student's parameters: missing {missing}, unknown {extra}"
-        )
-    return torch.cat([theta[name].reshape(-1) for name in names])
 
 
 def _in_form(flat: Tensor, like: Theta, student: Student) -> Theta:

@@ -186,7 +186,7 @@ def test_ctrl_c_leaves_with_code_130(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 130
-    assert err == "fastmtt: interrupted; what was finished until here is kept\n"
+    assert err == "fastmtt: interrupted; finished experts and the sets saved so far are kept\n"
 
 
 def test_the_environment_is_stated() -> None:

@@ -216,11 +216,23 @@ def first_batch(change):
 
 REFUSED = [
     (lambda g: g | {"theta": g["theta"][1:]}, {}, r"theta must be .*\[\d+\].*the student has"),
-    (lambda g: g | {"theta": g["theta"].long()}, {}, "floating-point tensor"),
+    (lambda g: g | {"theta": g["theta"].long()}, {}, "use one dtype"),
     (lambda g: g | {"lr": g["lr"][1:]}, {}, r"lr must be a scalar or one a step \[4\]"),
-    (first_batch(lambda x, y: (x, y[1:])), {}, r"batches\[0\] must be x \[B,...\] and y \[B\]"),
-    (first_batch(lambda x, y: (x.float(), y)), {}, r"x of batches\[0\] is torch.float32, theta"),
-    (first_batch(lambda x, y: (x, y.float())), {}, r"y of batches\[0\] is torch.float32, theta"),
+    (
+        first_batch(lambda x, y: (x, y[1:])),
+        {},
+        r"batches\[0\] must be images \[n,...\] with labels \[n\]",
+    ),
+    (
+        first_batch(lambda x, y: (x.float(), y)),
+        {},
+        r"images of batches\[0\] are torch.float32, theta",
+    ),
+    (
+        first_batch(lambda x, y: (x, y.float())),
+        {},
+        r"labels of batches\[0\] are torch.float32, theta",
+    ),
     (first_batch(lambda x, y: (x, y.argmax(-1).int())), {}, "must be int64 or floating point"),
     (dict, {"at": [5]}, r"at must lie in 0..4, got \[5\]"),
     (dict, {"at": [-1]}, "at must lie in 0..4"),
@@ -240,7 +252,9 @@ def test_what_does_not_fit(change, options, message):
 def test_further_refusals():
     module, given = leaves(convnet, students=2)
     theta, rows, lr = given["theta"], batches(given), given["lr"]
-    with pytest.raises(ValueError, match=r"must be x \[2,B,...\] and y \[2,B\] or \[2,B,K\]"):
+    with pytest.raises(
+        ValueError, match=r"must be images \[2,n,...\] with labels \[2,n\] or \[2,n,K\]"
+    ):
         unroll_sgd(module, theta, [(x[0], y[0]) for x, y in rows], lr)
     with pytest.raises(ValueError, match="batches is empty"):
         unroll_sgd(module, theta, [], lr)

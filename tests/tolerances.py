@@ -13,7 +13,7 @@ FORMULA = 1e-12
 # A central difference with step h = 1e-5 in float64: truncation h^2, rounding 1e-16 / h.
 FINITE_DIFFERENCE = 1e-6
 
-# float32 may err this many times as much as torch does in float32 (design, "Precision").
+# float32 may err this many times as much as torch does in float32.
 TIMES_TORCH = 2.0
 
 # ... and, where torch happens to hit a value exactly, by one rounding: float32's epsilon.

@@ -87,18 +87,23 @@ class TrajectoryStore:
         matches = (_FILE.fullmatch(path.name) for path in self.root.iterdir())
         return sorted(int(match[1]) for match in matches if match)
 
-    def missing(self, count: int) -> list[int]:
+    def missing(self, count: int, epochs: int = 1) -> list[int]:
         """Give the numbers below `count` that are still to be trained.
 
         The headers of those that are there are checked, so that a foreign file is refused before
         hours of training rather than after.
 
         Raises:
-            FastmttError: One of the files is damaged, foreign or of another kind of expert.
+            FastmttError: One of the files is damaged, foreign, of another kind of expert, or of
+                fewer than `epochs` epochs.
         """
         there = {index for index in self.indices() if index < count}
         for index in sorted(there):
-            self.meta(index)
+            if (length := self.length(index)) <= epochs:
+                raise FastmttError(
+                    f"{self.path(index)} was trained for {length - 1} epochs, wanted at least "
+                    f"{epochs}; remove it or choose another buffer_path"
+                )
         return [index for index in range(count) if index not in there]
 
     def length(self, index: int) -> int:

@@ -63,11 +63,15 @@ def forced() -> str | None:
 
 @contextmanager
 def use(backend: str | None) -> Iterator[None]:
-    """Force a backend within the context; None leaves the choice as it is."""
+    """Force a backend within the context; None leaves the choice as it is.
+
+    Autocast is off within: the ops compute in their tensors' own dtype.
+    """
     token = _forced.set(backend if backend is not None else _forced.get())
     try:
         forced()
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         _forced.reset(token)
 

@@ -12,6 +12,7 @@ from fastmtt.student.base import Student, flatten_parameters
 from fastmtt.student.convnet import ConvNetStudent
 from fastmtt.student.heads import LossFunction
 from fastmtt.student.module import ModuleStudent
+from fastmtt.student.probe import draws_numbers
 from fastmtt.student.structure import Structure, find_structure
 
 __all__ = [
@@ -40,12 +41,20 @@ def make_student(
         A ``ConvNetStudent`` where the module's structure is the ConvNet's, else ``ModuleStudent``.
 
     Raises:
-        ValueError: the module keeps statistics or draws numbers in its forward.
+        ValueError: the module keeps statistics, draws numbers in its forward, or cannot take such
+            images.
     """
     structure = find_structure(module, image_shape)
     if isinstance(structure, Structure):
         return ConvNetStudent(module, structure, loss_fn)
-    return ModuleStudent(module, loss_fn)
+    student = ModuleStudent(module, loss_fn)
+    if draws_numbers(module, image_shape):
+        raise ValueError(
+            f"{type(module).__name__} gives different outputs for the same inputs: a step is "
+            "computed twice, so a student must not draw numbers; call .eval() on it or take its "
+            "dropout out"
+        )
+    return student
 
 
 def initial_weights(make: Callable[[], nn.Module], seed: int, what: str, *index: int) -> Tensor:

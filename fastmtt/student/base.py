@@ -33,11 +33,20 @@ class Student(ABC):
         names: parameter names in flat order.
         shapes: their shapes in torch's layout.
         size: P, the number of parameters.
+        classes: K where labels are classes or probabilities of a network we know, else None.
     """
 
+    classes: int | None = None
+
     def __init__(self, module: nn.Module) -> None:
-        """Read names and shapes off ``module``; its weights are never used."""
+        """Read names and shapes off ``module``; its weights are never used.
+
+        Raises:
+            ValueError: there are none.
+        """
         parameters = dict(module.named_parameters())
+        if not parameters:
+            raise ValueError("the student has no parameters, so there is nothing to train")
         self.names = tuple(parameters)
         self.shapes = tuple(tuple(p.shape) for p in parameters.values())
         self.size = sum(prod(shape) for shape in self.shapes)

@@ -40,6 +40,7 @@ class ConvNetStudent(Student):
         super().__init__(module)
         self.structure = structure
         self.head = make_head(loss_fn)
+        self.classes = structure.classes if loss_fn is None else None
         self._order, self._inverse = _packed_order(structure)
 
     def pack(self, flat: Tensor) -> Tensor:
@@ -211,6 +212,7 @@ class ConvNetStudent(Student):
 
 
 @cache
+@torch.inference_mode(False)  # kept for good: an inference tensor would spoil later training
 def _packed_order(structure: Structure) -> tuple[Tensor, Tensor]:
     """Position in the public flat vector of each packed entry, int64 [P], and the inverse."""
     pieces, offset = [], 0

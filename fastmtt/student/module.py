@@ -109,18 +109,18 @@ class ModuleStudent(Student):
 
 def _refuse_impure(module: nn.Module) -> None:
     """A step is computed twice, on both sweeps: it must not draw numbers or keep statistics."""
-    for name, part in module.named_modules():
+    for path, part in module.named_modules():
+        name = f"{path or 'the student'} is {type(part).__name__} in training mode"
         keeps_statistics = isinstance(part, nn.modules.batchnorm._NormBase) and (
             isinstance(part, nn.modules.batchnorm._BatchNorm) or part.track_running_stats
         )
         if keeps_statistics and part.training:
             raise ValueError(
-                f"{name} is {type(part).__name__} in training mode, whose running statistics are "
-                "not part of a trajectory: use GroupNorm or InstanceNorm in a student, "
-                "or call .eval() on it first"
+                f"{name}, whose running statistics are not part of a trajectory: use GroupNorm or "
+                "InstanceNorm in a student, or call .eval() on it first"
             )
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
             raise ValueError(
-                f"{name} is {type(part).__name__} in training mode, which draws anew each time a "
-                "step is computed: call .eval() on it or take it out of the student"
+                f"{name}, which draws anew each time a step is computed: call .eval() on it or "
+                "take it out of the student"
             )

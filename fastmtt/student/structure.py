@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fastmtt.ops.reference import EPS
+from fastmtt.student.probe import is_chain
 
 GROUP = 4  # modules a block: convolution, norm, ReLU, pooling
 
@@ -74,15 +72,9 @@ def find_structure(module: nn.Module, image_shape: tuple[int, ...]) -> Structure
         return f"its channels do not fit images of shape {tuple(image_shape)}"
     if [name for name, _ in module.named_parameters()] != _parameter_names(len(layers)):
         return "its parameters are not those of its layers alone, in order"
-    proved = _proved.setdefault(module, {})
-    if image_shape not in proved:
-        proved[image_shape] = _is_plain_chain(module, features, classifier, image_shape)
-    if not proved[image_shape]:
+    if not is_chain(module, features, image_shape):
         return "its forward is not features, flatten, classifier"
     return Structure(tuple(channels), border, grid, classifier.out_features)
-
-
-_proved: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], bool]] = WeakKeyDictionary()
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -136,18 +128,3 @@ def _rest_reason(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Mod
     ):
         return "its pooling is not plain 2x2 averaging"
     return None
-
-
-def _is_plain_chain(
-    module: nn.Module, features: nn.Sequential, classifier: nn.Linear, image_shape: tuple[int, ...]
-) -> bool:
-    weight = classifier.weight
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *image_shape, generator=generator).to(weight.device, weight.dtype)
-    with torch.no_grad():
-        try:
-            logits = module(x.clone())
-        except Exception:  # the caller's own forward: whatever it raises, it is not the chain
-            return False
-        chain = F.linear(features(x).flatten(1), weight, classifier.bias)
-    return isinstance(logits, torch.Tensor) and bool(torch.equal(logits, chain))

@@ -144,7 +144,12 @@ NEAR_MISSES = {
 def test_near_misses_go_by_their_own_forward(name):
     reason = find_structure(NEAR_MISSES[name](), IMAGE)
     assert isinstance(reason, str) and reason
-    assert isinstance(make_student(NEAR_MISSES[name](), IMAGE), ModuleStudent)
+    try:
+        student = make_student(NEAR_MISSES[name](), IMAGE)
+    except ValueError as refusal:  # some cannot take such images at all
+        assert "cannot take a batch" in str(refusal)
+    else:
+        assert isinstance(student, ModuleStudent)
 
 
 def test_other_image_sizes_are_other_structures():

@@ -143,7 +143,7 @@ def test_every_tape_gives_the_same_bits(network, needs):
                 assert g is w is None or torch.equal(g, w)
 
 
-def test_tape_options_of_the_standard_convnet_are_the_designs_table():
+def test_tape_options_of_the_standard_convnet_save_what_a_table_by_hand_says():
     net = ConvNet((3, 32, 32), 10)
     student = make_student(net, (3, 32, 32))
     options = {o.key: o for o in student.tape_options(torch.empty(3, 32, 32))}
