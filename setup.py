@@ -95,7 +95,13 @@ def extensions() -> list[Extension]:
     ops = [path for path in sources("*.cpp", "cpu/*.cpp") if path != "csrc/build_info.cpp"]
     link = [flag for flag in flags["cxx"] if flag == "-fopenmp"]
     return [
-        kind("fastmtt._C", ops + cuda_sources, extra_compile_args=flags, extra_link_args=link),
+        kind(
+            "fastmtt._C",
+            ops + cuda_sources,
+            depends=sources("cpu/*.h", "cuda/*.h"),
+            extra_compile_args=flags,
+            extra_link_args=link,
+        ),
         Extension(
             "fastmtt._build",
             ["csrc/build_info.cpp"],
