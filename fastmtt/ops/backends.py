@@ -28,6 +28,9 @@ logger = logging.getLogger("fastmtt")
 _forced: ContextVar[str | None] = ContextVar("fastmtt_backend", default=None)
 
 
+_libraries: list[torch.library.Library] = []  # what is registered lives as long as its library
+
+
 @cache
 def extension_error() -> str | None:
     """None if the compiled ops are loaded, else why not."""
@@ -124,7 +127,7 @@ def _say_once(message: str) -> None:
 def _complete_with_reference() -> None:
     """Give every declared op the reference where no kernel is compiled, and its shapes as fake."""
     library = torch.library.Library("fastmtt", "IMPL")
-    _complete_with_reference.library = library  # type: ignore[attr-defined]  # lives as long as us
+    _libraries.append(library)
     for op in reference.__all__:
         library.impl(op, getattr(reference, op), "CompositeExplicitAutograd")
         fake = _same_shape if op.startswith("dsa") else getattr(reference, op)
