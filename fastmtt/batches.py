@@ -29,6 +29,17 @@ class Draws(NamedTuple):
     parameters: list[Parameters] | None
 
 
+class Plan(NamedTuple):
+    """What every iteration's batches look like: the sizes :func:`draw` wants."""
+
+    steps: int
+    segments: int
+    n: int
+    batch_size: int | None
+    image_shape: tuple[int, ...]
+    augment: DSA | None
+
+
 def draw(
     *,
     seed: int,

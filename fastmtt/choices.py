@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmtt import draws
-from fastmtt.augment import DSA
-from fastmtt.batches import Draws, draw, draw_published
+from fastmtt.batches import Draws, Plan, draw, draw_published
 
 Segment = tuple[int, int]  # expert, start epoch
 
@@ -34,17 +33,7 @@ class Choices(Protocol):
         """An iteration's segments: experts in shuffled passes, start epochs in [low, high)."""
         ...
 
-    def batches(
-        self,
-        iteration: int,
-        *,
-        steps: int,
-        segments: int,
-        n: int,
-        batch_size: int | None,
-        image_shape: Sequence[int],
-        augment: DSA | None,
-    ) -> Draws:
+    def batches(self, iteration: int, plan: Plan) -> Draws:
         """An iteration's rows and augmentation parameters."""
         ...
 
@@ -77,28 +66,9 @@ class KeyedChoices:
             chosen.append((experts[order[place]], int(start)))
         return chosen
 
-    def batches(
-        self,
-        iteration: int,
-        *,
-        steps: int,
-        segments: int,
-        n: int,
-        batch_size: int | None,
-        image_shape: Sequence[int],
-        augment: DSA | None,
-    ) -> Draws:
+    def batches(self, iteration: int, plan: Plan) -> Draws:
         """See :class:`Choices`."""
-        return draw(
-            seed=self.seed,
-            steps=steps,
-            segments=segments,
-            n=n,
-            batch_size=batch_size,
-            image_shape=image_shape,
-            augment=augment,
-            index=(iteration,),
-        )
+        return draw(seed=self.seed, index=(iteration,), **plan._asdict())
 
 
 class PublishedChoices:
@@ -135,27 +105,9 @@ class PublishedChoices:
             (self._next_expert(experts), int(self.numpy.randint(low, high))) for _ in range(count)
         ]
 
-    def batches(
-        self,
-        iteration: int,
-        *,
-        steps: int,
-        segments: int,
-        n: int,
-        batch_size: int | None,
-        image_shape: Sequence[int],
-        augment: DSA | None,
-    ) -> Draws:
+    def batches(self, iteration: int, plan: Plan) -> Draws:
         """See :class:`Choices`."""
-        return draw_published(
-            self.torch,
-            steps=steps,
-            segments=segments,
-            n=n,
-            batch_size=batch_size,
-            image_shape=image_shape,
-            augment=augment,
-        )
+        return draw_published(self.torch, **plan._asdict())
 
     def _next_expert(self, experts: Sequence[int]) -> int:
         """Files in shuffled passes, experts shuffled within each file."""

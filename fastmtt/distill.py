@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmtt import evaluation, synthetic
 from fastmtt.augment import DSA
+from fastmtt.batches import Plan
 from fastmtt.buffer import expert_recipe, fill_store
 from fastmtt.choices import Choices, make_choices
 from fastmtt.config import parse
@@ -47,7 +48,14 @@ class Distillation:
             "lr": torch.optim.SGD([self.set.lr], config.lr_lr, OUTER_MOMENTUM),
         }
         augment = DSA(config.dsa_strategy) if config.dsa else None
-        self.augment = None if config.no_aug else augment
+        self.plan = Plan(
+            config.syn_steps,
+            config.segments,
+            len(self.set.images),
+            config.batch_syn,
+            dataset.image_shape,
+            None if config.no_aug else augment,
+        )
         self.matcher = TrajectoryMatcher(
             make_network(
                 config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
@@ -55,9 +63,8 @@ class Distillation:
             steps=config.syn_steps,
             batch_size=config.batch_syn,
             gradient=_gradient(config),
-            augment=self.augment,
+            augment=self.plan.augment,
             memory=config.memory,
-            backend=config.backend,
         )
         self.protocol = evaluation.Protocol(
             config.model,
@@ -95,24 +102,15 @@ class Distillation:
                     }
                 )
                 meter.step(f"loss {loss:.4f}, lr {lr:.5f}")
-        self.evaluate(config.Iteration + 1)
         self.set.save(self.run.path / "distilled_last.safetensors", self.meta)
         pixels = self.dataset.space.to_pixels(self.set.images.detach())
         self.run.save_image_grid("images_last.png", pixels)
+        self.evaluate(config.Iteration + 1)
 
     def step(self, iteration: int) -> float:
         """One outer iteration: match ``segments`` segments, update images and learning rate."""
-        config = self.config
         start, target = self._segments(iteration)
-        draws = self.choices.batches(
-            iteration,
-            steps=config.syn_steps,
-            segments=config.segments,
-            n=len(self.set.images),
-            batch_size=config.batch_syn,
-            image_shape=self.dataset.image_shape,
-            augment=self.augment,
-        )
+        draws = self.choices.batches(iteration, self.plan)
         loss = self.matcher(
             start, target, self.set.images, self.set.labels, self.set.lr, draws=draws
         )

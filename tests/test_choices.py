@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from fastmtt import DSA
+from fastmtt.batches import Plan
 from fastmtt.choices import KeyedChoices, PublishedChoices, make_choices
 
-STEP = {"steps": 3, "n": 7, "batch_size": 3, "image_shape": (3, 8, 8)}
+PLAN = Plan(steps=3, segments=3, n=7, batch_size=3, image_shape=(3, 8, 8), augment=DSA())
 
 
 def test_keyed_segments_go_through_all_experts_before_any_comes_again():
@@ -25,9 +26,9 @@ def test_keyed_choices_do_not_depend_on_order_or_grouping():
     assert late == KeyedChoices(1).segments(4, 1, [0, 1, 2], 0, 10)
     two = choices.segments(2, 2, [0, 1, 2], 0, 10)
     assert two == [choices.segments(i, 1, [0, 1, 2], 0, 10)[0] for i in (4, 5)]
-    three = choices.batches(9, segments=3, augment=DSA(), **STEP)
-    one = choices.batches(9, segments=1, augment=DSA(), **STEP)
-    for t in range(STEP["steps"]):
+    three = choices.batches(9, PLAN)
+    one = choices.batches(9, PLAN._replace(segments=1))
+    for t in range(PLAN.steps):
         assert torch.equal(three.indices[t][:1], one.indices[t])
         assert torch.equal(three.parameters[t].kind[:, :1], one.parameters[t].kind)
         assert torch.equal(three.parameters[t].values[:, :1], one.parameters[t].values)

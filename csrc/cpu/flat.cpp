@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/bit_cast.h>
@@ -10,8 +9,9 @@
 
 #include <algorithm>
 #include <optional>
-#include <string>
 #include <vector>
+
+#include "widest.h"
 
 namespace {
 
@@ -82,31 +82,12 @@ template <typename Term>
   return lane[0];
 }
 
-#ifdef __x86_64__
-template <typename Term>
-[[gnu::target("avx512f")]] double sum_avx512(int64_t begin, int64_t end, const Term& term) {
-  return sum_lanes(begin, end, term);
-}
-
-template <typename Term>
-[[gnu::target("avx2")]] double sum_avx2(int64_t begin, int64_t end, const Term& term) {
-  return sum_lanes(begin, end, term);
-}
-
-// Sum of term(j) over begin <= j < end, with the instructions PyTorch itself has chosen to use.
 template <typename Term>
 double sum(int64_t begin, int64_t end, const Term& term) {
-  static const std::string capability = at::get_cpu_capability();
-  if (capability == "AVX512") return sum_avx512(begin, end, term);
-  if (capability == "AVX2") return sum_avx2(begin, end, term);
-  return sum_lanes(begin, end, term);
+  double result = 0;
+  fastmtt::run_widest([&]() FASTMTT_INLINE { result = sum_lanes(begin, end, term); });
+  return result;
 }
-#else
-template <typename Term>
-double sum(int64_t begin, int64_t end, const Term& term) {
-  return sum_lanes(begin, end, term);
-}
-#endif
 
 // result[row] = sum over columns j of term(row)(j), added up in double.
 template <typename T, typename Term>
