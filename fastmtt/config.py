@@ -74,12 +74,19 @@ def _parser(command: str, kind: type[Any]) -> ArgumentParser:
     positional = [name for name in ("run",) if name in get_type_hints(kind)]
     parser = ArgumentParser(
         prog=f"python -m fastmtt.{command}",
-        usage=" ".join(["%(prog)s", *map(str.upper, positional), "[--cfg FILE] [--key value ...]"]),
+        usage=" ".join(
+            [
+                "%(prog)s",
+                *(f"[{name.upper()}]" for name in positional),
+                "[--cfg FILE] [--key value ...]",
+            ]
+        ),
         exit_on_error=False,
         allow_abbrev=False,
     )
     for name in positional:
-        parser.add_argument(name, metavar=name.upper(), help="A run's folder, or its images' file.")
+        help_run = "A run's folder, or its images' file."
+        parser.add_argument(name, metavar=name.upper(), nargs="?", help=help_run)
     help_cfg = "A YAML file of these keys; flags win over it, the last file over earlier ones."
     parser.add_argument("--cfg", action="config", metavar="FILE", help=help_cfg)
     parser.add_class_arguments(kind, skip=set(positional))

@@ -19,6 +19,10 @@ class BaseConfig:
     Attributes:
         dataset: Data set: digits, CIFAR10 or Tiny.
         data_path: Folder the data lie in, or an .npz archive of JPEG images.
+        subset: Subset of dataset ImageNet: imagenette, imagewoof, imagefruit, imageyellow, imagemeow
+            or imagesquawk.
+        res: Height and width images are brought to (null, the data set's own; 128 for ImageNet).
+        held_out: Training images of each class kept out of training, to select a set by.
         download: Fetch the data where they are missing.
         model: Network, by the field's names: ConvNet, ConvNetD4, ConvNetW32 and so on.
         zca: Whiten the images by ZCA instead of normalising them.
@@ -30,10 +34,14 @@ class BaseConfig:
         backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
         threads: CPU threads (null, as torch chooses).
         seed: Seed of every draw; two runs with one seed are equal to the bit.
+        resume: Go on where a killed run stopped, to the bits it would have reached.
     """
 
     dataset: str = "CIFAR10"
     data_path: str = "data"
+    subset: str = "imagenette"
+    res: int | None = None
+    held_out: int = 0
     download: bool = False
     model: str = "ConvNet"
     zca: bool = False
@@ -45,6 +53,7 @@ class BaseConfig:
     backend: Literal["reference", "cpu"] | None = None
     threads: int | None = None
     seed: int = 0
+    resume: bool = False
 
     def __post_init__(self) -> None:
         _check_ranges(self)
@@ -108,6 +117,8 @@ class DistillConfig(BaseConfig):
             no bit.
         save_path: Folder of the runs.
         run_name: The run's folder (null, the method and the time).
+        logger: Log to tensorboard or wandb as well, where installed (null, to files alone).
+        project: The project's name at wandb.
         published: Published accuracy in per cent, to stand beside the result.
     """
 
@@ -138,6 +149,8 @@ class DistillConfig(BaseConfig):
     memory: int | None = None
     save_path: str = "logged_files"
     run_name: str | None = None
+    logger: Literal["tensorboard", "wandb"] | None = None
+    project: str = "fastmtt"
     published: float | None = None
 
     @property
@@ -173,9 +186,15 @@ class EvaluateConfig:
     Keys that are null take what the run was made with.
 
     Attributes:
-        run: A run's folder, or a file of distilled images.
+        run: A run's folder, or a file of distilled images of ours (null with data_dir).
+        data_dir: A published program's file of distilled images (images_best.pt).
+        label_dir: Its file of labels (null, in the images' file or class by class).
+        lr_dir: Its file of the learning rate.
+        lr: The learning rate to train with (null, the set's own).
         dataset: Data set to test on.
         data_path: Folder the data lie in, or an .npz archive of JPEG images.
+        subset: Subset of dataset ImageNet.
+        res: Height and width images are brought to.
         download: Fetch the data where they are missing.
         model: Network to train.
         zca: Whiten the images by ZCA.
@@ -189,12 +208,19 @@ class EvaluateConfig:
         num_eval: Networks trained.
         epoch_eval_train: Number of the last epoch, counted from 0.
         compare: Train on as many random real images and on all real images as well.
-        which: The best or the last distilled set of a run.
+        which: A run's set that was best on test images, best on held-out ones, or the last.
+        resume: Go on where a killed evaluation stopped.
     """
 
-    run: str
+    run: str | None = None
+    data_dir: str | None = None
+    label_dir: str | None = None
+    lr_dir: str | None = None
+    lr: float | None = None
     dataset: str | None = None
     data_path: str | None = None
+    subset: str | None = None
+    res: int | None = None
     download: bool | None = None
     model: str | None = None
     zca: bool | None = None
@@ -208,10 +234,16 @@ class EvaluateConfig:
     num_eval: int = 5
     epoch_eval_train: int = 1000
     compare: bool = False
-    which: Literal["best", "last"] = "best"
+    which: Literal["best", "held_out", "last"] = "best"
+    resume: bool = False
 
     def __post_init__(self) -> None:
         _check_ranges(self)
+        if (self.run is None) == (self.data_dir is None):
+            raise FastmttError(
+                "evaluate wants one of a run's folder and data_dir, a published program's file of "
+                f"distilled images; got {'both' if self.run else 'neither'}"
+            )
 
     def applied_to(self, made_with: C) -> C:
         """Give the run's configuration with the shared keys that are set here in their place."""
@@ -228,9 +260,10 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("max_start_epoch", "max_experts", "gradient", "segments"), 1),
     **dict.fromkeys(("seed", "Iteration", "epoch_eval_train", "min_start_epoch", "memory"), 0),
     **dict.fromkeys(("mom", "l2", "lr_img", "lr_lr", "published"), 0),
-    **dict.fromkeys(("lr_teacher", "expert_lr"), 0),
+    **dict.fromkeys(("held_out", "lr_teacher", "expert_lr", "lr"), 0),
+    "res": 1,
 }
-_ABOVE = {"lr_teacher", "expert_lr"}
+_ABOVE = {"lr_teacher", "expert_lr", "lr"}
 _MOST: dict[str, float] = {"mom": 1, "published": 100, "seed": 2**63 - 1}
 
 
