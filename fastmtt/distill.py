@@ -127,7 +127,7 @@ class Distillation:
         begin = time.perf_counter()
         scores = evaluation.evaluate_distilled(
             self.dataset, self.set, self.protocol, desc=f"evaluate at {iteration}"
-        )
+        ).test
         mean, std = 100 * float(scores.mean()), 100 * float(scores.std(correction=0))
         improved = mean > self.best
         self.best = max(self.best, mean)

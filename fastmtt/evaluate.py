@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fastmtt import evaluation
 from fastmtt.augment import DSA
 from fastmtt.config import parse
@@ -24,11 +22,16 @@ REAL_STEPS = 1000  # of a network trained on all real images: enough to level of
 class Row:
     """One line of the table: what was trained on and how well it went."""
 
-    def __init__(self, name: str, images: int, scores: Tensor, lr: float, note: str = "") -> None:
+    def __init__(
+        self, name: str, images: int, scores: evaluation.Scores, lr: float, note: str = ""
+    ) -> None:
         """Keep accuracies [networks] as per cent."""
-        self.name, self.images, self.lr, self.networks = name, images, lr, len(scores)
+        self.name, self.images, self.lr, self.networks = name, images, lr, len(scores.test)
         self.note = f"lr {lr:.4g}" + (f", {note}" if note else "")
-        self.mean, self.std = 100 * float(scores.mean()), 100 * float(scores.std(correction=0))
+        self.mean, self.std = (
+            100 * float(scores.test.mean()),
+            100 * float(scores.test.std(correction=0)),
+        )
 
     def record(self) -> dict[str, Any]:
         """The line for ``metrics.jsonl``."""

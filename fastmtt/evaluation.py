@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,18 @@ from fastmtt.training import Examples, Recipe, accuracy, students_at_once, train
 
 REAL_LR = 0.01  # the field's learning rate for training on real images
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+
+
+class Scores(NamedTuple):
+    """How well each network does.
+
+    Attributes:
+        test: accuracies on test images, float64 [networks].
+        held_out: accuracies on held-out training images [networks], or None where there are none.
+    """
+
+    test: Tensor
+    held_out: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -53,11 +66,11 @@ def evaluate(
     *,
     what: str = "evaluation",
     desc: str = "evaluate",
-) -> Tensor:
-    """Test accuracy [networks] of fresh networks trained on ``examples``.
+) -> Scores:
+    """Accuracy of fresh networks trained on ``examples``.
 
     Args:
-        dataset: gives the test images.
+        dataset: gives the test images, and held-out ones where it has them.
         examples: one set for all networks, or one each.
         lr: learning rate, or one a network.
         protocol: how to train.
@@ -76,7 +89,7 @@ def evaluate(
     at_once = students_at_once(batch, dataset.image_shape)
     groups = torch.arange(protocol.networks).split(at_once)
     steps = -(-examples.count // batch) * (protocol.epochs + 1)
-    scores = []
+    tests = []
     with Meter(len(groups) * steps, desc) as meter:
         for group in groups:
             members = group.tolist()
@@ -99,25 +112,25 @@ def evaluate(
                 members=members,
                 after_step=meter.step,
             )
-            scores.append(accuracy(student, theta, dataset.test_images, dataset.test_labels))
-    return torch.cat(scores)
+            tests.append(accuracy(student, theta, dataset.test_images, dataset.test_labels))
+    return Scores(torch.cat(tests), None)
 
 
 def evaluate_distilled(
     dataset: DataSet, synthetic: Synthetic, protocol: Protocol, desc: str = "distilled set"
-) -> Tensor:
-    """Accuracy [networks] of networks trained on the distilled set at its own learning rate."""
-    examples = Examples(synthetic.images.detach(), synthetic.labels)
+) -> Scores:
+    """Accuracy of networks trained on the distilled set at its own learning rate."""
+    examples = Examples(synthetic.images.detach(), synthetic.targets.detach())
     return evaluate(dataset, examples, float(synthetic.lr.detach()), protocol, desc=desc)
 
 
 def evaluate_random(
     dataset: DataSet, ipc: int, lrs: tuple[float, float], protocol: Protocol
-) -> tuple[Tensor, float]:
+) -> tuple[Scores, float]:
     """The baseline: as many random real images, another draw for each network.
 
     Returns:
-        Accuracies [networks] at the better of the two learning rates, and that rate.
+        Scores at the learning rate that is better on test images, and that rate.
     """
     rows = torch.stack(
         [
@@ -130,11 +143,11 @@ def evaluate_random(
         (evaluate(dataset, examples, lr, protocol, desc=f"random real images, lr {lr:.4g}"), lr)
         for lr in lrs
     ]
-    return max(tries, key=lambda scores_lr: float(scores_lr[0].mean()))
+    return max(tries, key=lambda scores_lr: float(scores_lr[0].test.mean()))
 
 
-def evaluate_real(dataset: DataSet, protocol: Protocol, steps: int) -> Tensor:
-    """Accuracy [networks] of networks trained on all real images at lr 0.01 for ``steps`` steps.
+def evaluate_real(dataset: DataSet, protocol: Protocol, steps: int) -> Scores:
+    """Accuracy of networks trained on all real images at lr 0.01 for ``steps`` steps.
 
     Same optimiser and schedule; the number of epochs follows from the steps, as 1001 epochs over
     the real data would be out of proportion.

@@ -24,13 +24,18 @@ class Synthetic:
 
     Attributes:
         images: [K*ipc,C,H,W] float32, classes in order.
-        labels: int64 [K*ipc].
+        labels: int64 [K*ipc], or float32 logits [K*ipc,K] (soft labels, as DATM stores them).
         lr: the student's learning rate, a scalar.
     """
 
     images: Tensor
     labels: Tensor
     lr: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """What the loss compares with: int64 [n], or the probabilities [n,K] of the logits."""
+        return self.labels.softmax(-1) if self.labels.is_floating_point() else self.labels
 
     def detached(self) -> Synthetic:
         """A copy that nothing else changes."""
@@ -53,21 +58,37 @@ def load_synthetic(path: Path) -> tuple[Synthetic, dict[str, Any]]:
     images, labels, lr = (tensors.get(name) for name in ("images", "labels", "lr"))
     if images is None or labels is None or lr is None:
         raise FastmttError(f"{path} holds {sorted(tensors)}, wanted images, labels and lr")
-    shaped = images.dim() == 4 and labels.dim() == 1 and lr.dim() == 0
-    if not shaped or len(images) != len(labels) or len(images) == 0:
-        raise FastmttError(
-            f"{path} is no distilled set: images {list(images.shape)}, labels "
-            f"{list(labels.shape)}, lr {list(lr.shape)}; wanted [n,C,H,W], [n], a scalar"
-        )
-    floats = images.dtype == lr.dtype == torch.float32
-    sound = images.isfinite().all() and lr.isfinite() and lr > 0 and labels.min() >= 0
-    if not floats or labels.dtype != torch.int64 or not sound:
-        raise FastmttError(
-            f"{path} is no distilled set: images {images.dtype}, labels {labels.dtype} from "
-            f"{labels.min()}, lr {float(lr)}; wanted finite float32 images, int64 labels from 0 "
-            "and a positive lr"
-        )
+    complaint = misshapen(images, labels, lr) or unsound(images, labels, lr)
+    if complaint:
+        raise FastmttError(f"{path} is no distilled set: {complaint}")
     return Synthetic(images, labels, lr), meta
+
+
+def misshapen(images: Tensor, labels: Tensor, lr: Tensor) -> str:
+    """Say what keeps three tensors from having a distilled set's shapes; empty if nothing does."""
+    soft = labels.is_floating_point()
+    rows = len(images) if images.dim() == 4 else 0
+    fits = labels.dim() == (2 if soft else 1) and len(labels) == rows and labels.numel() > 0
+    if rows and fits and lr.dim() == 0:
+        return ""
+    return (
+        f"images {list(images.shape)}, labels {list(labels.shape)}, lr {list(lr.shape)}; wanted "
+        f"[n,C,H,W], {'[n,classes]' if soft else '[n]'}, a scalar"
+    )
+
+
+def unsound(images: Tensor, labels: Tensor, lr: Tensor) -> str:
+    """Say what is wrong with the types or values of a distilled set; empty if nothing is."""
+    soft = labels.is_floating_point()
+    kinds = images.dtype == lr.dtype == torch.float32
+    kinds = kinds and labels.dtype == (torch.float32 if soft else torch.int64)
+    values = images.isfinite().all() and lr.isfinite() and lr > 0
+    if kinds and values and (labels.isfinite().all() if soft else labels.min() >= 0):
+        return ""
+    return (
+        f"images {images.dtype}, labels {labels.dtype} from {labels.min()}, lr {float(lr)}; wanted "
+        "finite float32 images, int64 labels from 0 or finite float32 logits, and a positive lr"
+    )
 
 
 def real_rows(dataset: DataSet, ipc: int, choices: Choices) -> Tensor:

@@ -50,8 +50,8 @@ def test_the_published_protocol_is_1001_epochs_with_the_drop_after_index_501(dig
 
 def test_networks_are_fresh_repeatable_and_better_than_chance(digits, recipes):
     synthetic = start(digits, 5, "real", 0.05, KeyedChoices(0))
-    first = evaluation.evaluate_distilled(digits, synthetic, PROTOCOL)
-    again = evaluation.evaluate_distilled(digits, synthetic, PROTOCOL)
+    first = evaluation.evaluate_distilled(digits, synthetic, PROTOCOL).test
+    again = evaluation.evaluate_distilled(digits, synthetic, PROTOCOL).test
     assert first.shape == (3,) and torch.equal(first, again)
     assert len(set(first.tolist())) > 1, "different initial weights give different accuracies"
     assert float(first.min()) > 0.3
@@ -59,7 +59,7 @@ def test_networks_are_fresh_repeatable_and_better_than_chance(digits, recipes):
 
 def test_random_baseline_draws_anew_for_each_network_and_keeps_the_better_rate(digits, recipes):
     scores, lr = evaluation.evaluate_random(digits, 2, (1e-6, 0.05), PROTOCOL)
-    assert lr == 0.05 and float(scores.mean()) > 0.3
+    assert lr == 0.05 and float(scores.test.mean()) > 0.3
     images = recipes[0][1].images
     assert images.shape[:2] == (3, 20)
     assert not torch.equal(images[0], images[1])
