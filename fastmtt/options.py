@@ -19,8 +19,8 @@ class BaseConfig:
     Attributes:
         dataset: Data set: digits, CIFAR10 or Tiny.
         data_path: Folder the data lie in, or an .npz archive of JPEG images.
-        subset: Subset of dataset ImageNet: imagenette, imagewoof, imagefruit, imageyellow, imagemeow
-            or imagesquawk.
+        subset: Subset of dataset ImageNet: imagenette, imagewoof, imagefruit, imageyellow,
+            imagemeow or imagesquawk.
         res: Height and width images are brought to (null, the data set's own; 128 for ImageNet).
         held_out: Training images of each class kept out of training, to select a set by.
         download: Fetch the data where they are missing.
@@ -246,7 +246,11 @@ class EvaluateConfig:
             )
 
     def applied_to(self, made_with: C) -> C:
-        """Give the run's configuration with the shared keys that are set here in their place."""
+        """Give the run's configuration with the shared keys that are set here in their place.
+
+        `buffer_path` and `held_out` are the run's alone: another split would be scored on images
+        the set was distilled from.
+        """
         shared = (field.name for field in dataclasses.fields(BaseConfig))
         asked = {name: getattr(self, name, None) for name in shared}
         changes = {name: value for name, value in asked.items() if value is not None}

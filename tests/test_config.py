@@ -209,8 +209,15 @@ def test_evaluation_wants_its_run() -> None:
 
 
 def test_evaluation_knows_all_shared_keys() -> None:
-    shared = {field.name for field in dataclasses.fields(BaseConfig)} - {"buffer_path"}
-    assert shared <= {field.name for field in dataclasses.fields(EvaluateConfig)}
+    shared = {field.name for field in dataclasses.fields(BaseConfig)}
+    own = {"buffer_path", "held_out"}  # a run's held-out images were chosen before it
+    assert shared - own == shared & {field.name for field in dataclasses.fields(EvaluateConfig)}
+
+
+def test_evaluation_keeps_the_runs_held_out_images() -> None:
+    applied = parse("evaluate", ["runs/a"]).applied_to(DistillConfig(held_out=7))
+    assert applied.held_out == 7
+    assert "it is a key of fastmtt." in refusal("runs/a", "--held_out", "3", command="evaluate")
 
 
 @pytest.mark.parametrize(
