@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from fastmtt.augment import DSA
+from fastmtt.command import command
 from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
 from fastmtt.experts.store import TrajectoryStore, store_path
 from fastmtt.experts.trainer import description, identity, train_experts, versions
+from fastmtt.files import sole_user
 from fastmtt.ops import backends
 from fastmtt.options import BufferConfig, DistillConfig
 from fastmtt.progress import say
-from fastmtt.run import command
 from fastmtt.training import Recipe, students_at_once
 
 
@@ -53,36 +56,55 @@ def fill_store(
             made_by = store.meta(0)["recipe"]
             say(f"{root}: all {config.num_experts} experts are there, the first by {made_by}")
             return store
-    made_by = description(recipe, config.dsa_strategy, config.seed)
+    made_by = description(recipe, config.dsa_strategy, config.seed, config.held_out)
     store = TrajectoryStore(root, {**kind, "recipe": made_by})
-    missing = _missing(store, config, recipe)
-    say(
-        f"{root}: {config.num_experts - len(missing)} of {config.num_experts} experts are there; "
-        f"{len(missing)} to train for {recipe.epochs} epochs"
-    )
     at_once = config.experts_at_once if isinstance(config, BufferConfig) else None
-    scores = train_experts(
-        store,
-        dataset,
-        config.model,
-        recipe,
-        {"versions": versions()},
-        experts=missing,
-        at_once=at_once or students_at_once(recipe.batch_size, dataset.image_shape),
-        seed=config.seed,
-    )
+    with _held(store):
+        missing = _missing(store, config, recipe)
+        say(
+            f"{root}: {config.num_experts - len(missing)} of {config.num_experts} experts are "
+            f"there; {len(missing)} to train for {recipe.epochs} epochs"
+        )
+        scores = train_experts(
+            store,
+            dataset,
+            config.model,
+            recipe,
+            {"versions": versions()},
+            experts=missing,
+            at_once=at_once or students_at_once(recipe.batch_size, dataset.image_shape),
+            seed=config.seed,
+        )
     if scores:
         mean = 100 * sum(scores.values()) / len(scores)
         say(f"{root}: {len(scores)} experts trained, test accuracy {mean:.1f} % on average")
     return store
 
 
+@contextmanager
+def _held(store: TrajectoryStore) -> Iterator[None]:
+    """Hold the folder; makes sure before hours of training that it can be written to."""
+    busy = (
+        f"another process is training experts in {store.root}; wait for its end or choose another "
+        "buffer_path"
+    )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(sole_user(store.root, busy))
+            tempfile.TemporaryFile(dir=store.root).close()
+        except OSError as error:
+            raise FastmttError(
+                f"{store.root} cannot be written to ({error.strerror}); choose another buffer_path"
+            ) from None
+        yield
+
+
 def _missing(
     store: TrajectoryStore, config: BufferConfig | DistillConfig, recipe: Recipe
 ) -> list[int]:
-    """What is missing; makes sure before hours of training that it can be stored there."""
+    """What is missing, in a sentence of the command's own where experts do not fit."""
     try:
-        missing = store.missing(config.num_experts, recipe.epochs)
+        return store.missing(config.num_experts, recipe.epochs)
     except FastmttError as error:
         if isinstance(config, BufferConfig):
             raise
@@ -90,19 +112,11 @@ def _missing(
             f"{error}; or set num_experts to the {len(store.indices())} experts there, or "
             "expert_lr, seed and batch_train to theirs"
         ) from None
-    try:
-        store.root.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=store.root).close()
-    except OSError as error:
-        raise FastmttError(
-            f"{store.root} cannot be written to ({error.strerror}); choose another buffer_path"
-        ) from None
-    return missing
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """Train what is missing of ``num_experts`` experts; a killed run continues."""
+    """Train what is missing of ``num_experts`` experts; a killed run goes on where it was."""
     config = parse("buffer", argv)
     with backends.use(config.backend):
         fill_store(config, load_data(config), expert_recipe(config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,14 @@ class Choices(Protocol):
 
     def batches(self, iteration: int, plan: Plan) -> Draws:
         """An iteration's rows and augmentation parameters."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What the next draws depend on, as JSON values."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
         ...
 
 
@@ -69,6 +77,13 @@ class KeyedChoices:
     def batches(self, iteration: int, plan: Plan) -> Draws:
         """See :class:`Choices`."""
         return draw(seed=self.seed, index=(iteration,), **plan._asdict())
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: every draw stands for itself."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`Choices`."""
 
 
 class PublishedChoices:
@@ -108,6 +123,28 @@ class PublishedChoices:
     def batches(self, iteration: int, plan: Plan) -> Draws:
         """See :class:`Choices`."""
         return draw_published(self.torch, **plan._asdict())
+
+    def state(self) -> dict[str, Any]:
+        """The three generators' states and the experts still in the queue."""
+        version, words, gauss = self.python.getstate()
+        numpy: dict[str, Any] = self.numpy.get_state(legacy=False)
+        words_of_numpy = {**numpy["state"], "key": numpy["state"]["key"].tolist()}
+        return {
+            "python": [version, list(words), gauss],
+            "numpy": {**numpy, "state": words_of_numpy},
+            "torch": bytes(self.torch.get_state().numpy()).hex(),
+            "files": self._files,
+            "file": self._file,
+            "queue": self._queue,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See :class:`Choices`."""
+        version, words, gauss = state["python"]
+        self.python.setstate((version, tuple(words), gauss))
+        self.numpy.set_state(state["numpy"])
+        self.torch.set_state(torch.frombuffer(bytearray.fromhex(state["torch"]), dtype=torch.uint8))
+        self._files, self._file, self._queue = state["files"], state["file"], state["queue"]
 
     def _next_expert(self, experts: Sequence[int]) -> int:
         """Files in shuffled passes, experts shuffled within each file."""

@@ -2,209 +2,81 @@
 
 from __future__ import annotations
 
-import math
 import time
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from fastmtt import evaluation, synthetic
-from fastmtt.augment import DSA
-from fastmtt.batches import Plan
 from fastmtt.buffer import expert_recipe, fill_store
-from fastmtt.choices import Choices, make_choices
+from fastmtt.command import command
 from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
+from fastmtt.distillation import Distillation
 from fastmtt.errors import FastmttError
 from fastmtt.experts.store import TrajectoryStore
-from fastmtt.experts.trainer import identity, versions
-from fastmtt.matching import TrajectoryMatcher
+from fastmtt.loggers import check_installed, make_logger
 from fastmtt.methods import METHODS
 from fastmtt.ops import backends
 from fastmtt.options import DistillConfig
-from fastmtt.progress import Meter, say
-from fastmtt.run import RunFolder, check_free, command
-from fastmtt.student.zoo import make_network
-from fastmtt.sweeps import Gradient
-
-OUTER_MOMENTUM = 0.5  # of the published optimisers of images and learning rate
+from fastmtt.progress import say
+from fastmtt.run import RunFolder, open_run, settle
 
 
-class Distillation:
-    """One run: the synthetic set, its optimisers, the matcher, and what was best so far."""
+def experts_used(config: DistillConfig, store: TrajectoryStore) -> dict[str, Any]:
+    """What ``experts.json`` says of the experts a run matches."""
+    used = store.indices()[: config.max_experts or config.num_experts]
+    metas = [store.meta(expert) for expert in used]
+    accuracies = [meta["test_accuracy"] for meta in metas if "test_accuracy" in meta]
+    kept_out = min(_held_out(meta) for meta in metas)
+    return {
+        "root": str(store.root),
+        "experts": len(used),
+        "recipe": metas[0]["recipe"],
+        "snapshots": store.length(used[0]),
+        "saw_held_out": kept_out < config.held_out if config.held_out else None,
+        "test_accuracy": 100 * sum(accuracies) / len(accuracies) if accuracies else None,
+    }
 
-    def __init__(self, config: DistillConfig, dataset: DataSet) -> None:
-        """Set everything up as it is before iteration 0, but for the experts."""
-        self.config, self.dataset = config, dataset
-        self.choices: Choices = make_choices(config.rng, config.seed)
-        self.set = synthetic.start(
-            dataset, config.ipc, config.pix_init, config.lr_teacher, self.choices
+
+def _held_out(meta: dict[str, Any]) -> int:
+    """Images of each class an expert did not see; of one whose recipe is unknown, none."""
+    recipe = meta["recipe"]
+    return recipe.get("held_out", 0) if isinstance(recipe, dict) else 0
+
+
+def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> None:
+    """Everything behind the data: experts, distillation, summary."""
+    distillation = Distillation(config, dataset)  # finds mistakes before hours of training
+    begin = time.perf_counter()
+    store = fill_store(config, dataset, expert_recipe(config))
+    seconds["experts"] = time.perf_counter() - begin
+    with open_run(config) as run:
+        _begin_or_go_on(distillation, run, config)
+        run.save_json("experts.json", experts_used(config, store))
+        dataset.space.save(run.path / "space.safetensors")
+        logger = make_logger(
+            config.logger, run.path, config.project, asdict(config), distillation.iteration
         )
-        self.set.images.requires_grad_()
-        self.set.lr.requires_grad_()
-        self.optimisers = {
-            "images": torch.optim.SGD([self.set.images], config.lr_img, OUTER_MOMENTUM),
-            "lr": torch.optim.SGD([self.set.lr], config.lr_lr, OUTER_MOMENTUM),
-        }
-        augment = DSA(config.dsa_strategy) if config.dsa else None
-        self.plan = Plan(
-            config.syn_steps,
-            config.segments,
-            len(self.set.images),
-            config.batch_syn,
-            dataset.image_shape,
-            None if config.no_aug else augment,
-        )
-        self.matcher = TrajectoryMatcher(
-            make_network(
-                config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
-            ),
-            steps=config.syn_steps,
-            batch_size=config.batch_syn,
-            gradient=_gradient(config),
-            augment=self.plan.augment,
-            memory=config.memory,
-        )
-        self.protocol = evaluation.Protocol(
-            config.model,
-            config.num_eval,
-            config.epoch_eval_train,
-            config.batch_train,
-            augment,
-            config.seed,
-        )
-        self.best = -math.inf
-        self.meta = {**identity(dataset, config.model), "versions": versions()}
-
-    def distil(self, store: TrajectoryStore, run: RunFolder) -> None:
-        """Iterations 0 to ``Iteration`` inclusive, evaluated before each ``eval_it``-th.
-
-        The published programs evaluate before the last update and never after it; here it is the
-        other way round.
-        """
-        config = self.config
-        self.store, self.run = store, run
-        self.experts = store.indices()[: config.max_experts or config.num_experts]
-        with Meter(config.Iteration + 1, "distil") as meter:
-            for iteration in range(config.Iteration + 1):
-                if self._evaluates(iteration):
-                    self.evaluate(iteration)
-                begin = time.perf_counter()
-                loss = self.step(iteration)
-                lr = float(self.set.lr.detach())
-                self.run.log_metrics(
-                    {
-                        "iteration": iteration,
-                        "loss": loss,
-                        "lr": lr,
-                        "seconds": time.perf_counter() - begin,
-                    }
-                )
-                meter.step(f"loss {loss:.4f}, lr {lr:.5f}")
-        self.set.save(self.run.path / "distilled_last.safetensors", self.meta)
-        pixels = self.dataset.space.to_pixels(self.set.images.detach())
-        self.run.save_image_grid("images_last.png", pixels)
-        self.evaluate(config.Iteration + 1)
-
-    def step(self, iteration: int) -> float:
-        """One outer iteration: match ``segments`` segments, update images and learning rate."""
-        start, target = self._segments(iteration)
-        draws = self.choices.batches(iteration, self.plan)
-        loss = self.matcher(
-            start, target, self.set.images, self.set.labels, self.set.lr, draws=draws
-        )
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad()
-        loss.backward()
-        for optimiser in self.optimisers.values():
-            optimiser.step()
-        self._check(iteration, float(loss.detach()))
-        return float(loss.detach())
-
-    def evaluate(self, iteration: int) -> None:
-        """Accuracy of fresh networks; keeps the set, its picture and a checkpoint."""
-        begin = time.perf_counter()
-        scores = evaluation.evaluate_distilled(
-            self.dataset, self.set, self.protocol, desc=f"evaluate at {iteration}"
-        ).test
-        mean, std = 100 * float(scores.mean()), 100 * float(scores.std(correction=0))
-        improved = mean > self.best
-        self.best = max(self.best, mean)
-        self.run.log_metrics(
-            {
-                "iteration": iteration,
-                "accuracy": mean,
-                "accuracy_std": std,
-                "networks": len(scores),
-                "lr": float(self.set.lr.detach()),
-                "seconds_evaluation": time.perf_counter() - begin,
-            }
-        )
-        self.run.log(
-            f"iteration {iteration}: accuracy {mean:.2f} ± {std:.2f} % of {len(scores)} networks, "
-            f"best {self.best:.2f} %, lr {float(self.set.lr.detach()):.5f}"
-        )
-        kept = self.set.detached()
-        pixels = self.dataset.space.to_pixels(kept.images)
-        self.run.save_image_grid(f"images_{iteration:06d}.png", pixels)
-        if improved:
-            kept.save(self.run.path / "distilled_best.safetensors", self.meta)
-            self.run.save_image_grid("images_best.png", pixels)
-            for name, tensor in (
-                ("images", kept.images),
-                ("labels", kept.labels),
-                ("lr", kept.lr),
-            ):
-                self.run.save_pt(f"{name}_best.pt", tensor)
-        self._checkpoint(iteration)
-
-    def _evaluates(self, iteration: int) -> bool:
-        config = self.config
-        if iteration == 0:
-            return not config.skip_first_eva
-        return iteration % config.eval_it == 0 and iteration < config.Iteration
-
-    def _segments(self, iteration: int) -> tuple[Tensor, Tensor]:
-        config = self.config
-        segments = self.choices.segments(
-            iteration,
-            config.segments,
-            self.experts,
-            config.min_start_epoch,
-            config.max_start_epoch,
-        )
-        pairs = [
-            self.store.segment(expert, epoch, epoch + config.expert_epochs)
-            for expert, epoch in segments
-        ]
-        device = self.set.images.device
-        start, target = (torch.stack(rows).to(device) for rows in zip(*pairs, strict=True))
-        return start, target
-
-    def _checkpoint(self, iteration: int) -> None:
-        tensors = {"images": self.set.images, "labels": self.set.labels, "lr": self.set.lr}
-        for name, optimiser in self.optimisers.items():
-            for state in optimiser.state.values():
-                tensors[f"momentum_{name}"] = state["momentum_buffer"]
-        kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-        self.run.save_tensors("checkpoint", kept, {**self.meta, "iteration": iteration})
-
-    def _check(self, iteration: int, loss: float) -> None:
-        lr = float(self.set.lr.detach())
-        finite = math.isfinite(loss) and bool(self.set.images.detach().isfinite().all())
-        if not finite or not lr > 0:
-            raise FastmttError(
-                f"iteration {iteration} went astray: loss {loss:.4g}, learning rate {lr:.4g}, "
-                "wanted a finite loss and a positive rate; lower lr_img or lr_lr (the best set so "
-                f"far is in {self.run.path})"
-            )
+        with closing(logger):
+            run.logger = logger
+            distillation.distil(store, run)
+        summary = distillation.summary()
+        run.save_json("summary.json", {**summary, "seconds": {**seconds, **summary["seconds"]}})
+        if config.published is not None:
+            run.log(f"published for this setting: {config.published} %")
 
 
-def _gradient(config: DistillConfig) -> Gradient:
-    if config.gradient is None:
-        return METHODS[config.method].gradient
-    return config.gradient if isinstance(config.gradient, str) else ("truncated", config.gradient)
+def _begin_or_go_on(distillation: Distillation, run: RunFolder, config: DistillConfig) -> None:
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
+        run.forget_metrics(0, evaluated=False)
+        source = METHODS[config.method].source
+        run.log(f"{source}; {distillation.dataset.name} from {distillation.dataset.source}")
+        return
+    distillation.restore(checkpoint)
+    run.forget_metrics(distillation.iteration, evaluated=distillation.evaluated)
+    run.log(f"goes on at iteration {distillation.iteration}")
 
 
 @command
@@ -213,18 +85,14 @@ def main(argv: list[str] | None = None) -> None:
     config = parse("distill", argv)
     if config.method not in METHODS:
         raise FastmttError(f"method {config.method!r} is not known; known: {', '.join(METHODS)}")
-    check_free(config)
+    config = settle(config)
+    check_installed(config.logger)
+    begin = time.perf_counter()
     with backends.use(config.backend):
         dataset = load_data(config)
-        distillation = Distillation(config, dataset)  # finds mistakes before hours of training
-        store = fill_store(config, dataset, expert_recipe(config))
-        run = RunFolder(config)
-        run.log(f"{METHODS[config.method].source}; {dataset.name} from {dataset.source}")
-        dataset.space.save(run.path / "space.safetensors")
-        distillation.distil(store, run)
-    if config.published is not None:
-        run.log(f"published for this setting: {config.published} %")
-    say(f"the distilled set is in {run.path}; evaluate it: python -m fastmtt.evaluate {run.path}")
+        _run(config, dataset, {"data": time.perf_counter() - begin})
+    folder = f"{config.save_path}/{config.dataset}/{config.ipc}/{config.model}/{config.run_name}"
+    say(f"the distilled set is in {folder}; evaluate it: python -m fastmtt.evaluate {folder}")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,21 @@ names the format it wants and gets one sentence where the file is damaged, forei
 kind. Equal contents give equal bytes.
 """
 
+import fcntl
+import io
 import json
 import os
 import re
 import shutil
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -53,9 +57,50 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)
         _to_disk(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise _of_the_system(error, path) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     _to_disk(path.parent)
+
+
+@contextmanager
+def sole_user(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder, made if need be, against other processes while the block runs.
+
+    The hold is the system's lock on the folder itself: it ends with the process, however that
+    ends, and leaves no file.
+
+    Args:
+        folder: The folder.
+        busy: What to say where another process holds it.
+
+    Raises:
+        FastmttError: Another process holds it; the message is `busy`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FastmttError(busy) from None
+        except OSError as error:  # some network file systems lock no folders
+            warnings.warn(
+                f"{folder} cannot be locked ({error.strerror}): start no second process there",
+                stacklevel=4,
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_pt(path: Path, value: Any) -> None:
+    """Write with `torch.save`, atomically: the layout other programs read."""
+    content = io.BytesIO()  # writing to a full disk, torch.save would not say that it is full
+    torch.save(value, content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def write_safetensors(
@@ -146,6 +191,16 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(path)
         except FileNotFoundError:
             continue  # another process swept it, or its writer finished
+
+
+def _of_the_system(error: OSError | SafetensorError, path: Path) -> Exception:
+    """Give the system's own error with the path; safetensors tells its number in words only."""
+    if isinstance(error, OSError):
+        number = None if error.filename else error.errno
+    else:
+        told = re.search(r"os error (\d+)", str(error))
+        number = int(told[1]) if told else None
+    return OSError(number, os.strerror(number), str(path)) if number else error
 
 
 def _to_disk(path: Path) -> None:

@@ -1,66 +1,46 @@
-"""Everything of a run in one folder, and how a command ends."""
+"""Everything of a distillation in one folder, which one process at a time writes to."""
 
-import functools
+import dataclasses
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchvision.utils import save_image
 
-from fastmtt import __version__
-from fastmtt.config import to_yaml
+from fastmtt.command import command as command
+from fastmtt.config import parse, to_yaml
+from fastmtt.environment import environment
 from fastmtt.errors import FastmttError
-from fastmtt.files import replacing, write_safetensors
-from fastmtt.info import processor_name
+from fastmtt.files import read_safetensors, replacing, sole_user, write_pt, write_safetensors
+from fastmtt.loggers import Logger, Nobody
 from fastmtt.options import DistillConfig
+from fastmtt.pictures import save_image_grid
 from fastmtt.progress import say
 
 KIND = "fastmtt run 1"
-_CLIP = 2.5  # standard deviations; the published programs clip their pictures so
-_SMALL, _ENLARGE = 64, 4  # images below so many pixels are shown so many times as large
-Main = Callable[[list[str] | None], None]
+_CHECKPOINT = "checkpoint.safetensors"
+# What may change when a run goes on: where things lie, what it tells and how long it runs.
+_FREE = {
+    *("data_path", "download", "buffer_path", "save_path", "run_name", "resume"),
+    *("logger", "project", "published", "Iteration"),
+}
+State = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class RunFolder:
     """One run's folder: `{save_path}/{dataset}/{ipc}/{model}/{run_name}`.
 
-    Written at once: `config.yaml`, which `--cfg` reads back, and `environment.json`.
-
     Args:
-        config: What the run was asked for; without `run_name` the method and the time name it.
-
-    Raises:
-        FastmttError: The folder holds something already, or cannot be made.
+        path: The folder; `open_run` makes it.
     """
 
-    def __init__(self, config: DistillConfig) -> None:
-        check_free(config)
-        self.path = _path(config)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").touch(exist_ok=False)  # of two at once, one gets it
-        except FileExistsError:
-            raise FastmttError(_taken(self.path)) from None
-        except OSError as error:
-            raise FastmttError(
-                f"{self.path} cannot be made a run's folder ({error.strerror}); choose another "
-                "save_path or run_name"
-            ) from None
-        with replacing(self.path / "config.yaml") as temporary:
-            temporary.write_text(to_yaml(config), encoding="utf-8")
-        with replacing(self.path / "environment.json") as temporary:
-            temporary.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.logger: Logger = Nobody()
 
     def log(self, text: str) -> None:
         """Write a line to stderr and, with the time, to `log.txt`."""
@@ -69,158 +49,180 @@ class RunFolder:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one record to `metrics.jsonl`."""
+        """Append the record of an outer iteration to `metrics.jsonl`, and tell the logger."""
         append_metrics(self.path, [record])
+        self.logger.scalars(record["iteration"], {k: record[k] for k in record if k != "iteration"})
 
-    def save_tensors(
-        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
-    ) -> Path:
-        """Write `{name}.safetensors` atomically; `files.read_safetensors` reads it with `KIND`."""
-        path = self.path / f"{name}.safetensors"
-        write_safetensors(path, KIND, tensors, metadata)
-        return path
+    def forget_metrics(self, iteration: int, *, evaluated: bool) -> None:
+        """Drop the records of `iteration` and later ones, which a resumed run writes again.
 
-    def save_pt(self, name: str, tensor: Tensor) -> Path:
-        """Write one tensor with `torch.save`, atomically: the layout other programs read."""
-        path = self.path / name
-        with replacing(path) as temporary:
-            # Cloned: of a view, torch.save would write all it looks into.
-            torch.save(tensor.detach().cpu().clone(), temporary)
-        return path
-
-    def save_image_grid(self, name: str, pixels: Tensor) -> Path:
-        """Write a picture of images [n,C,H,W] in pixel space: ten a row, each from dark to bright.
-
-        As the published programs show theirs: clipped to mean ± 2.5 standard deviations of all,
-        small ones enlarged four times.
+        Args:
+            iteration: The first outer iteration to come.
+            evaluated: Whether the evaluation before it is done; its record stays then.
         """
-        path = self.path / name
-        with replacing(path) as temporary:
-            save_image(
-                _for_the_eye(pixels.detach().cpu().float()),
-                temporary,
-                format="PNG",
-                nrow=10,
-                normalize=True,
-                scale_each=True,
-            )
-        return path
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return
+        kept = [
+            record
+            for record in read_metrics(self.path)
+            if record.get("iteration", -1) < iteration
+            or (evaluated and record["iteration"] == iteration and "accuracy" in record)
+        ]
+        with replacing(file) as temporary:
+            temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+
+    def save_checkpoint(self, state: State) -> None:
+        """Write what a resumed run starts from: tensors and JSON-able values, atomically."""
+        write_safetensors(self.path / _CHECKPOINT, KIND, *state)
+
+    def load_checkpoint(self) -> State | None:
+        """Give what `save_checkpoint` wrote last; None where the run was killed before that.
+
+        Raises:
+            FastmttError: The checkpoint is damaged.
+        """
+        path = self.path / _CHECKPOINT
+        return read_safetensors(path, KIND) if path.exists() else None
+
+    def save_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file atomically."""
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def save_pt(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor in the layout other programs read, atomically."""
+        # Cloned: of a view, torch.save would write all it looks into.
+        write_pt(self.path / name, tensor.detach().cpu().clone())
+
+    def save_image_grid(self, name: str, pixels: Tensor) -> None:
+        """Write a picture of images [n,C,H,W] in pixel space."""
+        save_image_grid(self.path / name, pixels)
 
 
-def check_free(config: DistillConfig) -> None:
-    """FastmttError if the run's folder holds something already."""
+def settle(config: DistillConfig) -> DistillConfig:
+    """Give the configuration with its run's name, having checked that its folder can be used.
+
+    A new run without `run_name` is named by its method and the time; with `resume`, the one
+    unfinished run of the same configuration is found.
+
+    Raises:
+        FastmttError: The folder holds a run and `resume` is not set, a run of another
+            configuration, or no run of ours; or several runs could be meant.
+    """
+    if config.run_name is None:
+        config = dataclasses.replace(config, run_name=_unfinished(config) or _new_name(config))
+    _check_usable(_path(config), config)
+    return config
+
+
+@contextmanager
+def open_run(config: DistillConfig) -> Iterator[RunFolder]:
+    """Make the folder of a settled configuration, or take it up again, and hold it.
+
+    Written at once: `config.yaml`, which `--cfg` reads back, and `environment.json`.
+
+    Raises:
+        FastmttError: As `settle`; or another process holds the folder, or it cannot be made.
+    """
     path = _path(config)
-    if path.is_dir() and any(path.iterdir()):
-        raise FastmttError(_taken(path))
-
-
-def _path(config: DistillConfig) -> Path:
-    name = config.run_name or f"{config.method}_{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path(config.save_path, config.dataset, str(config.ipc), config.model, name)
-
-
-def _taken(path: Path) -> str:
-    return f"{path} holds a run already; choose another run_name or remove it"
+    busy = f"another process runs into {path}; wait for its end or choose another run_name"
+    with ExitStack() as held:
+        try:
+            held.enter_context(sole_user(path, busy))
+            _check_usable(path, config)
+            with replacing(path / "config.yaml") as temporary:
+                temporary.write_text(
+                    to_yaml(dataclasses.replace(config, resume=False)), encoding="utf-8"
+                )
+            run = RunFolder(path)
+            run.save_json("environment.json", environment())
+        except OSError as error:
+            raise FastmttError(
+                f"{path} cannot be made a run's folder ({error.strerror}); choose another "
+                "save_path or run_name"
+            ) from None
+        yield run
 
 
 def append_metrics(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Append records to a folder's `metrics.jsonl`, one JSON line each; NaN becomes null."""
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-        for record in records:
-            finite = {key: _finite(value) for key, value in record.items()}
-            file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
+        file.writelines(map(_line, records))
 
 
-def environment() -> dict[str, Any]:
-    """Say on what a run runs: machine, versions, commit where the package is in a repository."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    packages = ("torch", "torchvision", "numpy", "kornia", "safetensors", "triton")
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "machine": platform.node(),
-        "system": platform.platform(),
-        "processor": processor_name(),
-        "cpus": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "versions": {"fastmtt": __version__, **{name: _version(name) for name in packages}},
-        "commit": _commit(Path(__file__).parent),
-    }
-
-
-def command(main: Main) -> Callable[..., None]:
-    """Make a command of `main(argv)`: a user's mistake is one sentence, not a traceback.
-
-    Exit codes: 2 after a `FastmttError` or a file that cannot be read or written, 130 after Ctrl-C.
-    """
-
-    @functools.wraps(main)
-    def guarded(argv: list[str] | None = None) -> None:
-        usual = warnings.formatwarning
-        warnings.formatwarning = _warning
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Give the records of a folder's `metrics.jsonl` but for a line that a kill cut short."""
+    records = []
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         try:
-            main(argv)
-        except FastmttError as error:
-            print(f"fastmtt: {error}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            if error.filename is None:
-                raise
-            print(f"fastmtt: {error.filename}: {error.strerror}", file=sys.stderr)
-            sys.exit(2)
-        except KeyboardInterrupt:
-            print(
-                "fastmtt: interrupted; finished experts and the sets saved so far are kept",
-                file=sys.stderr,
-            )
-            sys.exit(130)
-        finally:
-            warnings.formatwarning = usual
-
-    return guarded
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
 
 
-def _for_the_eye(pixels: Tensor) -> Tensor:
-    std, mean = torch.std_mean(pixels)
-    pixels = pixels.clamp(mean - _CLIP * std, mean + _CLIP * std)
-    if pixels.shape[-1] < _SMALL:
-        pixels = pixels.repeat_interleave(_ENLARGE, 2).repeat_interleave(_ENLARGE, 3)
-    return pixels
-
-
-def _warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
-) -> str:
-    return f"warning: {message}\n"
+def _line(record: Mapping[str, Any]) -> str:
+    finite = {key: _finite(value) for key, value in record.items()}
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
+def _path(config: DistillConfig) -> Path:
+    return _parent(config) / str(config.run_name)
+
+
+def _parent(config: DistillConfig) -> Path:
+    return Path(config.save_path, config.dataset, str(config.ipc), config.model)
+
+
+def _new_name(config: DistillConfig) -> str:
+    return f"{config.method}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _unfinished(config: DistillConfig) -> str | None:
+    """Name the one run that `resume` without a name can mean; None: there is none, or no resume."""
+    if not config.resume:
         return None
-
-
-def _commit(folder: Path) -> str | None:
-    """Give the commit of the repository that tracks `folder`, `-dirty` where files differ."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+    folders = sorted(file.parent for file in _parent(config).glob("*/config.yaml"))
+    fitting = [
+        folder.name
+        for folder in folders
+        if not (folder / "summary.json").exists() and not _difference(folder, config)
+    ]
+    if len(fitting) > 1:
+        raise FastmttError(
+            f"{len(fitting)} unfinished runs in {_parent(config)} have this configuration; name "
+            f"one by run_name: {', '.join(fitting)}"
         )
-        return done.stdout.strip()
+    return fitting[0] if fitting else None
 
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+
+def _check_usable(path: Path, config: DistillConfig) -> None:
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not config.resume:
+        raise FastmttError(
+            f"{path} holds a run already; add --resume to go on with it, or choose another run_name"
+        )
+    if not (path / "config.yaml").is_file():
+        raise FastmttError(f"{path} is no run's folder: it has no config.yaml; remove it")
+    difference = _difference(path, config)
+    if difference:
+        raise FastmttError(
+            f"{path} cannot go on otherwise than it began: {difference}; leave that as it was or "
+            "choose another run_name"
+        )
+
+
+def _difference(folder: Path, config: DistillConfig) -> str:
+    """Say which key that must not change differs from the run's own."""
+    began = parse("distill", ["--cfg", str(folder / "config.yaml")])
+    for field in dataclasses.fields(config):
+        then, now = getattr(began, field.name), getattr(config, field.name)
+        if field.name not in _FREE and then != now:
+            return f"{field.name} was {then}, now it is {now}"
+    return ""

@@ -84,10 +84,14 @@ def train(
     seed: int,
     what: str,
     members: Sequence[int],
-    after_epoch: Callable[[int, Tensor], None] | None = None,
+    epochs_done: int = 0,
+    velocity: Tensor | None = None,
+    after_epoch: Callable[[int, Tensor, Tensor | None], None] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Train S students; each one's draws depend on its member number, not on its company.
+
+    Begun with what an earlier call gave to ``after_epoch``, it goes on to the same bits.
 
     Args:
         student: the network.
@@ -97,16 +101,21 @@ def train(
         seed: the run's seed.
         what: names the draws, for example "expert".
         members: the students' numbers, S of them: the key of their shuffles and augmentations.
-        after_epoch: called with the number of epochs done and the weights [S,P], public order.
+        epochs_done: where to begin.
+        velocity: the momentum [S,P] then, public order; None at the start.
+        after_epoch: called with the number of epochs done, the weights and the momentum [S,P] or
+            None, public order.
         after_step: called after every step.
 
     Returns:
         The trained weights [S,P], public order.
     """
     theta = student.pack(theta)
-    velocity: Tensor | None = None
+    velocity = None if velocity is None else student.pack(velocity)
     lr = torch.as_tensor(recipe.lr, dtype=theta.dtype, device=theta.device).reshape(-1, 1)
-    for epoch in range(recipe.epochs):
+    if recipe.decay_after is not None and epochs_done > recipe.decay_after:
+        lr = lr * 0.1
+    for epoch in range(epochs_done, recipe.epochs):
         for x, y in _batches(examples, recipe, seed, what, members, epoch):
             _, direction, _ = student.gradient(theta, x, y)
             if recipe.weight_decay:
@@ -121,7 +130,8 @@ def train(
         if epoch == recipe.decay_after:
             lr, velocity = lr * 0.1, None
         if after_epoch is not None:
-            after_epoch(epoch + 1, student.unpack(theta))
+            momentum = None if velocity is None else student.unpack(velocity)
+            after_epoch(epoch + 1, student.unpack(theta), momentum)
     return student.unpack(theta)
 
 

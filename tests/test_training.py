@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -106,11 +107,34 @@ def test_after_epoch_sees_every_epoch_and_after_step_every_step():
         seed=SEED,
         what="x",
         members=[0],
-        after_epoch=lambda epoch, weights: epochs.append((epoch, weights.clone())),
+        after_epoch=lambda epoch, weights, velocity: epochs.append((epoch, weights, velocity)),
         after_step=lambda: steps.append(1),
     )
-    assert [epoch for epoch, _ in epochs] == [1, 2, 3] and len(steps) == 3 * 3
+    assert [epoch for epoch, *_ in epochs] == [1, 2, 3] and len(steps) == 3 * 3
     assert torch.equal(epochs[-1][1], trained) and not torch.equal(epochs[0][1], trained)
+    assert all(velocity is None for *_, velocity in epochs)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_training_goes_on_to_the_same_bits(stop):
+    """Begun again behind any epoch, before and after the drop of the learning rate."""
+    student = make_student(make(), SHAPE)
+    recipe = Recipe(5, 4, lr=[0.1, 0.05], momentum=0.9, weight_decay=1e-3, decay_after=2)
+    seen = {}
+
+    def run(theta, **begin):
+        return train(
+            *(student, theta, some_examples(), recipe),
+            **dict(seed=SEED, what="x", members=[0, 3], **begin),
+            after_epoch=lambda epoch, weights, velocity: seen.setdefault(
+                epoch, (weights, velocity)
+            ),
+        )
+
+    whole = run(start([0, 3]))
+    weights, velocity = seen[stop]
+    assert (velocity is None) == (stop == 3)  # forgotten with the drop
+    assert torch.equal(run(weights, epochs_done=stop, velocity=velocity), whole)
 
 
 def test_accuracy_counts_what_the_module_gets_right():

@@ -70,7 +70,7 @@ class TrajectoryStore:
         merged = {**self.wanted, **_as_json(meta or {})}
         complaint = (
             _first_missing(merged)
-            or _first_difference("", merged, self.wanted)
+            or first_difference("", merged, self.wanted)
             or _wrong_form(trajectory.dtype, trajectory.shape, merged)
         )
         if complaint:
@@ -139,7 +139,7 @@ class TrajectoryStore:
         with open_safetensors(path, KIND) as (handle, metadata):
             complaint = _first_missing(metadata)
             if not complaint:
-                complaint = _first_difference("", metadata, self.wanted)
+                complaint = first_difference("", metadata, self.wanted)
             if not complaint and list(handle.keys()) != ["trajectory"]:
                 complaint = f"it holds {list(handle.keys())}, wanted one tensor 'trajectory'"
             if not complaint:
@@ -164,7 +164,7 @@ def _first_missing(metadata: Mapping[str, Any]) -> str:
     return next((f"it says nothing of its {key}" for key in _REQUIRED if key not in metadata), "")
 
 
-def _first_difference(where: str, got: Any, wanted: Any) -> str:
+def first_difference(where: str, got: Any, wanted: Any) -> str:
     """Say where `got` first departs from `wanted`; at the top, unnamed keys are free."""
     if isinstance(got, dict) and isinstance(wanted, dict):
         keys = wanted if not where else {**wanted, **got}
@@ -174,7 +174,7 @@ def _first_difference(where: str, got: Any, wanted: Any) -> str:
                 return f"its {name} is {_short(got[key])}, wanted none"
             if key not in got:
                 return f"its {name} is absent, wanted {_short(wanted[key])}"
-            difference = _first_difference(name, got[key], wanted[key])
+            difference = first_difference(name, got[key], wanted[key])
             if difference:
                 return difference
         return ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 
 import fastmtt
 from fastmtt.data import DataSet
+from fastmtt.experts import unfinished
 from fastmtt.experts.store import TrajectoryStore
+from fastmtt.experts.unfinished import Unfinished
+from fastmtt.interrupts import deferred
+from fastmtt.pace import Pace
 from fastmtt.progress import Meter
-from fastmtt.student import initial_weights, make_student
+from fastmtt.student import Student, initial_weights, make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.training import Examples, Recipe, accuracy, train
 
@@ -32,9 +37,9 @@ def identity(dataset: DataSet, network: str) -> dict[str, Any]:
     }
 
 
-def description(recipe: Recipe, strategy: str, seed: int) -> dict[str, Any]:
+def description(recipe: Recipe, strategy: str, seed: int, held_out: int) -> dict[str, Any]:
     """The recipe as it is stored beside a trajectory; equal ones make equal experts."""
-    return {
+    made = {
         "batch_train": recipe.batch_size,
         "lr_teacher": recipe.lr,
         "mom": recipe.momentum,
@@ -43,6 +48,7 @@ def description(recipe: Recipe, strategy: str, seed: int) -> dict[str, Any]:
         "dsa_strategy": strategy if recipe.augment is not None else "none",
         "seed": seed,
     }
+    return {**made, "held_out": held_out} if held_out else made
 
 
 def versions() -> dict[str, str]:
@@ -69,7 +75,8 @@ def train_experts(
     """Train experts by number and write each trajectory to the store.
 
     Snapshot 0 is the initialisation, snapshot e the weights after epoch e (MTT's convention). An
-    expert depends on the seed and its number alone.
+    expert depends on the seed and its number alone. What an earlier call left unfinished is gone
+    on with; an interrupted one leaves what it has.
 
     Args:
         store: where they go.
@@ -90,32 +97,106 @@ def train_experts(
 
     student = make_student(make(), dataset.image_shape)
     examples = Examples(dataset.train_images, dataset.train_labels)
-    steps = -(-examples.count // recipe.batch_size) * recipe.epochs
-    groups = [experts[i : i + at_once] for i in range(0, len(experts), at_once)]
+    begun = {e: _begin(store, e, make, seed, student.size) for e in experts}
+    groups = list(_groups(experts, begun, at_once))
+    steps = -(-examples.count // recipe.batch_size)
+    left = sum(recipe.epochs - begun[group[0]].epochs for group in groups) * steps
     found: dict[int, float] = {}
-    with Meter(len(groups) * steps, "experts") as meter:
+    with Meter(left, "experts") as meter:
         for group in groups:
-            theta = torch.stack([initial_weights(make, seed, "expert init", e) for e in group])
-            rows = [theta]
-
-            def keep(epoch: int, weights: Tensor, rows: list[Tensor] = rows) -> None:
-                rows.append(weights.cpu().clone())
-
-            theta = train(
-                student,
-                theta.to(examples.images.device),
-                examples,
-                recipe,
-                seed=seed,
-                what="expert",
-                members=group,
-                after_epoch=keep,
-                after_step=meter.step,
+            states = _train_group(
+                *(store, student, examples, recipe, meta, group),
+                [begun.pop(expert) for expert in group],
+                seed,
+                meter.step,
             )
-            scores = accuracy(student, theta, dataset.test_images, dataset.test_labels)
-            trajectories = torch.stack(rows, dim=1)
-            for expert, trajectory, score in zip(group, trajectories, scores, strict=True):
-                found[expert] = float(score)
-                store.write(expert, trajectory, {**meta, "test_accuracy": float(score)})
+            last = torch.stack([state.snapshots[-1] for state in states])
+            scores = accuracy(
+                student,
+                last.to(examples.images.device),
+                dataset.test_images,
+                dataset.test_labels,
+            )
+            with deferred():
+                for expert, state, score in zip(group, states, scores.tolist(), strict=True):
+                    found[expert] = score
+                    store.write(
+                        expert, torch.stack(state.snapshots), {**meta, "test_accuracy": score}
+                    )
+                    unfinished.discard(store, expert)
             meter.note = f"test accuracy {100 * float(scores.mean()):.1f} %"
     return found
+
+
+def _begin(
+    store: TrajectoryStore, expert: int, make: Callable[[], nn.Module], seed: int, size: int
+) -> Unfinished:
+    """An expert as an earlier call left it, or at its initialisation."""
+    return unfinished.load(store, expert, size) or Unfinished(
+        [initial_weights(make, seed, "expert init", expert)], None
+    )
+
+
+def _groups(
+    experts: Sequence[int], begun: Mapping[int, Unfinished], at_once: int
+) -> Iterator[list[int]]:
+    """Experts that are equally far, at most ``at_once`` of them."""
+    for _, alike in groupby(experts, lambda expert: begun[expert].epochs):
+        together = list(alike)
+        yield from (together[i : i + at_once] for i in range(0, len(together), at_once))
+
+
+def _train_group(
+    store: TrajectoryStore,
+    student: Student,
+    examples: Examples,
+    recipe: Recipe,
+    meta: Mapping[str, Any],
+    group: list[int],
+    begun: list[Unfinished],
+    seed: int,
+    after_step: Callable[[], None],
+) -> list[Unfinished]:
+    """Train experts side by side to their end; interrupted, save where they stand."""
+    states, saved = begun, begun
+    pace = Pace()
+
+    def save() -> None:
+        nonlocal saved
+        if states is not saved:
+            with pace.saving():
+                for expert, state in zip(group, states, strict=True):
+                    unfinished.save(store, expert, state, meta)
+            saved = states
+
+    def keep(epoch: int, weights: Tensor, velocity: Tensor | None) -> None:
+        nonlocal states
+        momenta = [None] * len(group) if velocity is None else list(velocity.cpu())
+        states = [
+            Unfinished([*state.snapshots, row], momentum)
+            for state, row, momentum in zip(states, weights.cpu(), momenta, strict=True)
+        ]
+        if pace.due and epoch < recipe.epochs:
+            save()
+
+    device = examples.images.device
+    momenta = [state.velocity for state in begun if state.velocity is not None]
+    try:
+        train(
+            student,
+            torch.stack([state.snapshots[-1] for state in begun]).to(device),
+            examples,
+            recipe,
+            seed=seed,
+            what="expert",
+            members=group,
+            epochs_done=begun[0].epochs,
+            velocity=torch.stack(momenta).to(device) if momenta else None,
+            after_epoch=keep,
+            after_step=after_step,
+        )
+    except KeyboardInterrupt:
+        with deferred():
+            save()
+        raise
+    return states

@@ -1,0 +1,153 @@
+"""Runs killed at random moments reach, resumed, the bits of one that nobody killed."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastmtt import buffer, distill
+from fastmtt.files import read_safetensors
+from fastmtt.run import KIND
+
+SMALL = (
+    "--dataset digits --model ConvNetD1W8 --dsa_strategy crop_scale_rotate --batch_train 128 "
+    "--num_experts 3 --threads 1 --held_out 20 "
+)
+BUFFER = SMALL + "--train_epochs 12 --mom 0.5 --decay --experts_at_once 2 "
+DISTILL = SMALL + (
+    "--train_epochs 6 --max_start_epoch 4 --expert_epochs 2 --syn_steps 6 --Iteration 30 "
+    "--eval_it 7 --num_eval 2 --epoch_eval_train 30 --lr_img 10 --run_name run "
+)
+
+
+def child(main: Callable[[list[str]], None], flags: str, environment: dict[str, str]) -> int:
+    """Run a command in a process of its own, forked so that nothing is imported again."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        os.environ.update(environment)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 2)
+        main(flags.split())
+        status = 0
+    except SystemExit as left:
+        status = int(left.code or 0)
+    finally:
+        os._exit(status)
+
+
+def wait(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def killed(
+    main: Callable[[list[str]], None],
+    flags: str,
+    kills: int,
+    length: float,
+    end: int = signal.SIGKILL,
+) -> int:
+    """Kill a command up to so many times within `length` seconds, then let it finish."""
+    chance = random.Random(f"{flags} {end}")
+    done = 0
+    for number in range(kills):
+        # Checkpoints at every chance in every other life, only where they must be in the rest.
+        process = child(main, flags, {"FASTMTT_CHECKPOINT_SECONDS": "0" if number % 2 else "60"})
+        time.sleep(chance.uniform(0, length))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, end)
+        status = wait(process)
+        assert status in (-end, 128 + end, 0), status
+        if status == 0:
+            break
+        done += 1
+    assert wait(child(main, flags, {})) == 0
+    return done
+
+
+def without_times(content: dict) -> dict:
+    times = {"seconds", "seconds_evaluation", "peak_memory_mb"}
+    return {key: value for key, value in content.items() if key not in times}
+
+
+def content(path: Path) -> object:
+    """What must be equal of a file: all of it but what tells of time and place."""
+    if path.name in ("log.txt", "environment.json"):
+        return None
+    if path.name == "config.yaml":
+        lines = path.read_text().splitlines()
+        return [line for line in lines if not line.startswith(("save_path", "buffer_path"))]
+    if path.name == "metrics.jsonl":
+        return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.name in ("summary.json", "experts.json"):
+        return {**without_times(json.loads(path.read_text())), "root": ""}
+    if path.name == "checkpoint.safetensors":
+        tensors, metadata = read_safetensors(path, KIND)
+        return {k: t.tolist() for k, t in tensors.items()}, without_times(metadata)
+    return path.read_bytes()
+
+
+def assert_equal(folder: Path, other: Path) -> None:
+    files = sorted(p.relative_to(folder) for p in folder.rglob("*"))
+    assert files == sorted(p.relative_to(other) for p in other.rglob("*"))
+    for file in files:
+        if (folder / file).is_file():
+            assert content(folder / file) == content(other / file), file
+
+
+def run_and_kill(
+    tmp_path: Path, main: Callable[[list[str]], None], flags: str, kills: int, end: int
+) -> int:
+    """Compare a run left alone with one that is ended again and again; give how often it was."""
+    alone, ended = (
+        f"{flags} --buffer_path {tmp_path / name}/experts"
+        + (f" --save_path {tmp_path / name}/runs" if main is distill.main else "")
+        for name in ("alone", "ended")
+    )
+    begin = time.monotonic()
+    assert wait(child(main, alone, {})) == 0
+    length = time.monotonic() - begin
+    done = killed(main, f"{ended} --resume", kills, length, end)
+    assert_equal(tmp_path / "alone", tmp_path / "ended")
+    return done
+
+
+def end_often(
+    tmp_path: Path, main: Callable[[list[str]], None], flags: str, times: int, end: int
+) -> None:
+    """Compare runs, one seed after another, until so many were ended before they were done."""
+    done = turn = 0
+    while done < times:
+        turn += 1
+        assert turn <= times + 3, f"only {done} of {turn} runs could be ended in time"
+        done += run_and_kill(tmp_path / str(turn), main, f"{flags} --seed {turn}", 10, end)
+    print(f"{done} of {turn} runs' processes were ended")
+
+
+COMMANDS = pytest.mark.parametrize(
+    ("main", "flags"), [(buffer.main, BUFFER), (distill.main, DISTILL)], ids=["buffer", "distill"]
+)
+
+
+@COMMANDS
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_ended_runs_reach_the_bits_of_one_left_alone(tmp_path, main, flags, end):
+    end_often(tmp_path, main, flags, 2, end)
+
+
+def test_the_published_order_of_draws_goes_on_too(tmp_path):
+    end_often(tmp_path, distill.main, f"{DISTILL} --rng published --batch_syn 4", 1, signal.SIGTERM)
+
+
+@pytest.mark.slow
+@COMMANDS
+def test_thirty_random_moments(tmp_path, main, flags):
+    end_often(tmp_path, main, flags, 30, signal.SIGKILL)
