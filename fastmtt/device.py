@@ -7,8 +7,11 @@ import dataclasses
 import torch
 
 from fastmtt.data import DataSet, load
+from fastmtt.data.memory import available
 from fastmtt.errors import FastmttError
 from fastmtt.options import BaseConfig
+
+_SPLITS = ("train", "test", "held_out")
 
 
 def load_data(config: BaseConfig) -> DataSet:
@@ -23,9 +26,22 @@ def load_data(config: BaseConfig) -> DataSet:
     name = ("cuda" if there else "cpu") if config.device == "auto" else config.device
     if name != "cpu" and not there:
         raise FastmttError(f"device is {name}, but torch finds no GPU here; use --device cpu")
-    dataset = load(config.dataset, config.data_path, zca=config.zca, download=config.download)
-    images = {
-        field: getattr(dataset, field).to(name)
-        for field in ("train_images", "train_labels", "test_images", "test_labels")
+    memory = available()
+    if name != "cpu":
+        memory = min(memory, torch.cuda.mem_get_info(torch.device(name))[0])
+    dataset = load(
+        config.dataset,
+        config.data_path,
+        zca=config.zca,
+        download=config.download,
+        subset=config.subset,
+        res=config.res,
+        held_out=config.held_out,
+        memory=memory,
+    )
+    moved = {
+        f"{split}_{what}": getattr(dataset, f"{split}_{what}").to(name)
+        for split in _SPLITS
+        for what in ("images", "labels")
     }
-    return dataclasses.replace(dataset, **images)
+    return dataclasses.replace(dataset, **moved)

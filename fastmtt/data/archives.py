@@ -7,12 +7,9 @@ is `train_jpeg[train_offsets[i]:train_offsets[i + 1]]`. Decoded once, then kept 
 
 import hashlib
 import io
-import os
 import struct
-import warnings
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from fastmtt.data.decode import decode, through_cache
 from fastmtt.data.raw import RawImages, Wanted
 from fastmtt.errors import FastmttError
-from fastmtt.files import cache_folder, one_line, read_safetensors, write_safetensors
-from fastmtt.progress import progress
+from fastmtt.files import one_line
 
-KIND = "fastmtt decoded images 1"
-_CHUNK = 500
 _PARTS = ("jpeg", "offsets", "labels")
 # What numpy and zipfile raise, between them, on files cut short or overwritten.
 _DAMAGE = (
@@ -39,7 +34,7 @@ _Arrays = dict[str, NDArray[Any]]
 
 
 def read_archive(path: Path, wanted: Wanted, *, show: bool = True) -> RawImages:
-    """Read an archive's images, decoded; grayscale images become RGB.
+    """Read an archive's images, decoded; grayscale ones become RGB where the data set is.
 
     Args:
         path: The .npz file.
@@ -57,16 +52,14 @@ def read_archive(path: Path, wanted: Wanted, *, show: bool = True) -> RawImages:
             f"{path} cannot be read ({error.strerror}); give data_path an .npz archive of JPEG "
             "images or the data set's folder"
         ) from None
-    cache = cache_folder() / f"images_{digest}.safetensors"
-    raw = _cached(cache, path)
-    if raw is None:
-        raw = _decode_archive(path, wanted, show)
-        _keep(cache, raw)
+    digest += "_gray" if wanted.shape[0] == 1 else ""
+    source = f"JPEG archive {path.name}"
+    raw = through_cache(digest, path, source, lambda: _decode_archive(path, wanted, source, show))
     _check_fits(path, wanted, len(raw.classes), raw.train_images.shape[-2:])
     return raw
 
 
-def _decode_archive(path: Path, wanted: Wanted, show: bool) -> RawImages:
+def _decode_archive(path: Path, wanted: Wanted, source: str, show: bool) -> RawImages:
     arrays = _read_arrays(path)
     test = "test" if "test_jpeg" in arrays else "val"
     names = arrays["classes"] if "classes" in arrays else arrays["wnids"]
@@ -82,7 +75,7 @@ def _decode_archive(path: Path, wanted: Wanted, show: bool) -> RawImages:
         test_images=_decode(path, arrays, test, wanted, show),
         test_labels=torch.from_numpy(arrays[f"{test}_labels"].astype(np.int64)),
         classes=tuple(str(name) for name in names),
-        source=f"JPEG archive {path.name}",
+        source=source,
     )
 
 
@@ -135,7 +128,7 @@ def _check_split(path: Path, arrays: _Arrays, split: str, classes: int) -> None:
 
 def _check_fits(path: Path, wanted: Wanted, classes: int, size: Any) -> None:
     height, width = (int(side) for side in size)
-    if (classes, 3, height, width) != (wanted.classes, *wanted.shape):
+    if (classes, height, width) != (wanted.classes, *wanted.shape[1:]):
         raise FastmttError(
             f"{path} holds {classes} classes of {height}x{width} images, {wanted.name} wants "
             f"{wanted.classes} classes of {wanted.shape[1]}x{wanted.shape[2]}; choose the data "
@@ -158,60 +151,23 @@ def _open(path: Path, arrays: _Arrays, split: str, index: int) -> Image.Image:
 
 
 def _decode(path: Path, arrays: _Arrays, split: str, wanted: Wanted, show: bool) -> Tensor:
-    """Decode one split in threads to [n,3,H,W] uint8."""
+    """Decode one split to [n,C,H,W] uint8."""
+    channels, height, width = wanted.shape
+
+    def read(index: int) -> NDArray[Any]:
+        image = _open(path, arrays, split, index)
+        if image.size != (width, height):
+            raise FastmttError(
+                f"{path}: {split} image {index} is {image.height}x{image.width}, "
+                f"wanted {height}x{width} as the first"
+            )
+        try:
+            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise FastmttError(
+                f"{path} is damaged: {split} image {index} cannot be decoded ({error})"
+            ) from None
+
     count = len(arrays[f"{split}_labels"])
-    _, height, width = wanted.shape
-    pixels = np.empty((count, 3, height, width), dtype=np.uint8)
-
-    def decode(begin: int) -> None:
-        for index in range(begin, min(begin + _CHUNK, count)):
-            image = _open(path, arrays, split, index)
-            if image.size != (width, height):
-                raise FastmttError(
-                    f"{path}: {split} image {index} is {image.height}x{image.width}, "
-                    f"wanted {height}x{width} as the first"
-                )
-            try:
-                pixels[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-            except (OSError, SyntaxError, ValueError) as error:
-                raise FastmttError(
-                    f"{path} is damaged: {split} image {index} cannot be decoded ({error})"
-                ) from None
-
-    begins = range(0, count, _CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(decode, begins)
-        for _ in progress(done, len(begins), f"decoding {split} images") if show else done:
-            pass
-    return torch.from_numpy(pixels)
-
-
-def _cached(cache: Path, path: Path) -> RawImages | None:
-    if not cache.exists():
-        return None
-    try:
-        tensors, metadata = read_safetensors(cache, KIND)
-        return RawImages(
-            train_images=tensors["train_images"],
-            train_labels=tensors["train_labels"],
-            test_images=tensors["test_images"],
-            test_labels=tensors["test_labels"],
-            classes=tuple(metadata["classes"]),
-            source=f"JPEG archive {path.name}",
-        )
-    except (FastmttError, KeyError, TypeError) as error:
-        warnings.warn(
-            f"decoding {path} again: its cached images are unusable ({error})", stacklevel=3
-        )
-        return None
-
-
-def _keep(cache: Path, raw: RawImages) -> None:
-    names = ("train_images", "train_labels", "test_images", "test_labels")
-    tensors = {name: getattr(raw, name) for name in names}
-    try:
-        write_safetensors(cache, KIND, tensors, {"classes": list(raw.classes)})
-    except OSError as error:
-        warnings.warn(
-            f"the decoded images could not be cached ({error}); set FASTMTT_CACHE", stacklevel=3
-        )
+    return decode(count, wanted.shape, read, desc=f"decoding {split} images", show=show)

@@ -1,6 +1,7 @@
 """Images as their source gives them, before they enter the training space."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -41,3 +42,22 @@ class Wanted:
     name: str
     classes: int
     shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reader is asked for.
+
+    Attributes:
+        path: Where the data lie.
+        subset: Which part of ImageNet.
+        res: Height and width the images are brought to; None, as they are.
+        download: Fetch what is missing, where the source can be fetched.
+        show: Show progress on stderr.
+    """
+
+    path: Path
+    subset: str
+    res: int | None
+    download: bool
+    show: bool

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from kornia.enhance import ZCAWhitening
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fastmtt.errors import FastmttError
 from fastmtt.files import one_line, read_safetensors, write_safetensors
 
 KIND = "fastmtt space 1"
 ZCA_EPS = 0.1
+_ROWS = 128  # images whitened in one matrix product
 
 
 class Space(ABC):
@@ -81,6 +83,32 @@ class Normalised(Space):
         return {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}
 
 
+def normalised_by(images: Tensor, white: int) -> Normalised:
+    """Give the space of images' own channel means and standard deviations, to four decimals.
+
+    Args:
+        images: [n,C,H,W] uint8.
+        white: The integer that means 1.0.
+
+    Raises:
+        FastmttError: A channel is the same everywhere.
+    """
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for part in images.split(4096):
+        for channel, row in enumerate(counts):
+            row += part[:, channel].flatten().bincount(minlength=256)
+    share = counts / counts.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / white
+    mean = share @ values
+    std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    if std.min() < 5e-5:
+        raise FastmttError(
+            f"channel {int(std.argmin())} of all training images is {mean[std.argmin()]:.4f} "
+            "everywhere, wanted images that differ"
+        )
+    return Normalised([round(m, 4) for m in mean.tolist()], [round(s, 4) for s in std.tolist()])
+
+
 class Whitened(Space):
     """ZCA-whitened over all C·H·W features, as kornia does it with eps 0.1.
 
@@ -94,8 +122,13 @@ class Whitened(Space):
         self.digest = digest
 
     def transform(self, pixels: Tensor) -> Tensor:
-        """Whiten [n,C,H,W] float32 pixels."""
-        whitened: Tensor = self.zca.to(pixels.device)(pixels)
+        """Whiten [n,C,H,W] float32 pixels; an image's bits do not depend on its company."""
+        zca = self.zca.to(pixels.device)
+        whitened = torch.empty_like(pixels)
+        # A matrix product's bits depend on its number of rows: so all have the same.
+        for part, out in zip(pixels.split(_ROWS), whitened.split(_ROWS), strict=True):
+            padding = (0, 0) * (pixels.ndim - 1) + (0, _ROWS - len(part))
+            out.copy_(zca(pad(part, padding))[: len(part)])
         return whitened
 
     def to_pixels(self, images: Tensor) -> Tensor:

@@ -147,13 +147,9 @@ def test_unknown_names_list_the_known_ones(name: str, nearest: str) -> None:
         load(name, "data")
     hint = f" (nearest: {nearest})" if nearest else ""
     assert str(refused.value) == (
-        f"no data set is called '{name}'; known are digits, CIFAR10, Tiny{hint}"
+        f"no data set is called '{name}'; known are digits, MNIST, FashionMNIST, SVHN, CIFAR10, "
+        f"CIFAR100, Tiny, ImageNet, ImageNet1K, folder{hint}"
     )
-
-
-def test_tiny_without_an_archive_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FastmttError, match=r"Tiny ImageNet is read from an \.npz archive"):
-        load("Tiny", tmp_path)
 
 
 @pytest.mark.skipif(not TINY.exists(), reason=f"{TINY.name} is not beside the repository")
