@@ -2,7 +2,8 @@
 
 `--cfg FILE --key value`: flags win over the file wherever they stand, values are read as YAML
 (`False` is false, `null` is none, `1e-05` is a number), a bare `--zca` means true. The published
-programs read an override by `type(default)`, where `--zca False` means true.
+programs read an override by `type(default)`, where `--zca False` means true. Their own keys and
+spellings are understood, with a warning that names each.
 """
 
 import difflib
@@ -16,19 +17,28 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
+import docstring_parser
 import yaml
 from jsonargparse import ArgumentParser
 
+from fastmtt.config_file import Entry, read_entries
 from fastmtt.errors import FastmttError
 from fastmtt.files import one_line
 from fastmtt.options import BaseConfig, BufferConfig, DistillConfig, EvaluateConfig
+from fastmtt.published_config import flag_value, settle
 
 _COMMANDS: dict[str, type[Any]] = {
     "buffer": BufferConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
 }
-_FLAGS = ("cfg", "help", "print_config")
+_ACTIONS = ("help", "print_config")  # flags that are no keys
+_SOURCES = (
+    "A key ends with the program it comes from, where it means the same: MTT (arXiv 2203.11932), "
+    "DATM (2310.05773); without one it is fastmtt's own."
+)
+# What YAML 1.1 takes for text, because it wants a dot and a sign: 1e-05, 1.5e3.
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 @overload
@@ -46,22 +56,29 @@ def parse(
         command: buffer, distill or evaluate.
         argv: The arguments; None: the process's.
 
+    Warns:
+        UserWarning: A file holds a key twice, a value as text where YAML's rules surprise, or a
+            key that only a published program has; each is named.
+
     Raises:
-        FastmttError: A key is unknown, a value is of the wrong type or out of range.
+        FastmttError: A key is unknown, a value is of the wrong type or out of range, a file is no
+            configuration, or it asks for a choice this version does not have.
         SystemExit: After `--help` and `--print_config`.
     """
     kind = _COMMANDS[command]
     types_of = get_type_hints(kind)
-    files, flags = _split(list(sys.argv[1:] if argv is None else argv), types_of)
-    for name in (flag[2:].split("=")[0] for flag in flags if flag.startswith("--")):
-        _check_key(name, command, [*types_of, *_FLAGS], "flag --")
+    files, flags, rest = _split(list(sys.argv[1:] if argv is None else argv), types_of)
+    parser = _parser(command, kind)
+    given: dict[str, Any] = {}
     for file in files:
-        _check_file(file, command, types_of)
-    arguments = [part for file in files for part in ("--cfg", str(file))] + flags
+        for entry in _known(_last(file), command, types_of):
+            given |= _checked(parser, entry, _typed(entry, types_of[entry.name]), types_of)
+    for flag in _known(flags, command, types_of):
+        given |= _checked(parser, flag, flag.text, types_of)
     try:
-        values = _parser(command, kind).parse_args(arguments)
+        values = parser.parse_args(rest, namespace=parser.parse_object(given, defaults=False))
     except ArgumentError as error:
-        raise FastmttError(_sentence(str(error), types_of)) from None
+        raise FastmttError(_stray(str(error))) from None
     return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
@@ -71,49 +88,80 @@ def to_yaml(config: BaseConfig | EvaluateConfig) -> str:
 
 
 def _parser(command: str, kind: type[Any]) -> ArgumentParser:
-    positional = [name for name in ("run",) if name in get_type_hints(kind)]
+    types_of, helps = get_type_hints(kind), _helps(kind)
+    defaults = {field.name: field.default for field in fields(kind)}
+    positional = [name for name in ("run",) if name in types_of]
     parser = ArgumentParser(
         prog=f"python -m fastmtt.{command}",
         usage=" ".join(
-            [
-                "%(prog)s",
-                *(f"[{name.upper()}]" for name in positional),
-                "[--cfg FILE] [--key value ...]",
-            ]
+            ["%(prog)s", *(f"[{name.upper()}]" for name in positional), "[--cfg FILE]"]
+            + ["[--key value ...]"]
         ),
+        description=f"{docstring_parser.parse(kind.__doc__ or '').short_description} {_SOURCES}",
         exit_on_error=False,
         allow_abbrev=False,
     )
-    for name in positional:
-        help_run = "A run's folder, or its images' file."
-        parser.add_argument(name, metavar=name.upper(), nargs="?", help=help_run)
     help_cfg = "A YAML file of these keys; flags win over it, the last file over earlier ones."
     parser.add_argument("--cfg", action="config", metavar="FILE", help=help_cfg)
-    parser.add_class_arguments(kind, skip=set(positional))
+    for title, names in kind.GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names.split():
+            if name in positional:
+                group.add_argument(name, metavar=name.upper(), nargs="?", help=helps[name])
+            else:
+                group.add_argument(
+                    f"--{name}", type=types_of[name], default=defaults[name], help=helps[name]
+                )
     return parser
 
 
-def _split(argv: list[str], types_of: dict[str, Any]) -> tuple[list[Path], list[str]]:
-    """Take `--cfg FILE` out, so that flags win wherever they stand; a bare bool flag is true."""
-    files, flags = [], []
+def _helps(kind: type[Any]) -> dict[str, str]:
+    """Give every key's text from the docstrings of a configuration's class and its bases."""
+    helps: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        for key in docstring_parser.parse(base.__doc__ or "").params:
+            helps[key.arg_name] = " ".join((key.description or "").split())
+    return helps
+
+
+def _split(argv: list[str], types_of: dict[str, Any]) -> tuple[list[Path], list[Entry], list[str]]:
+    """Take arguments apart: files, flags, the rest; a bare flag of a bool is true."""
+    files, flags, rest = [], [], []
     waiting = argv[::-1]
     while waiting:
         part = waiting.pop()
-        if part == "--cfg":
-            if not waiting:
+        name, has_value, text = part[2:].partition("=")
+        if not part.startswith("--") or name in _ACTIONS:
+            rest.append(part)
+            continue
+        if not has_value:
+            follows = bool(waiting) and not waiting[-1].startswith("--")
+            text = waiting.pop() if follows else ""
+            has_value = "=" if follows else ""
+        if name == "cfg":
+            if not text:
                 raise FastmttError("--cfg wants a YAML file behind it")
-            files.append(Path(waiting.pop()))
-        elif part.startswith("--cfg="):
-            files.append(Path(part.removeprefix("--cfg=")))
-        else:
-            flags.append(part)
-            bare = part.startswith("--") and (not waiting or waiting[-1].startswith("--"))
-            if bare and bool in _options(types_of.get(part[2:])):
-                flags.append("true")
-    return files, flags
+            files.append(Path(text))
+            continue
+        if not has_value:
+            if name in types_of and bool not in _options(types_of[name]):
+                wanted = _in_words(types_of[name])
+                raise FastmttError(f"--{name} wants a value behind it: {wanted}")
+            text = "true"
+        flags.append(Entry(name, flag_value(text), text))
+    return files, flags, rest
 
 
-def _check_key(name: str, command: str, known: Iterable[str], where: str) -> None:
+def _known(entries: list[Entry], command: str, types_of: dict[str, Any]) -> list[Entry]:
+    """Keep the command's own keys; what a published program means by its own is said."""
+    kept = settle(entries, types_of, command)
+    for entry in kept:
+        _check_key(entry, command, types_of)
+    return kept
+
+
+def _check_key(entry: Entry, command: str, known: Iterable[str]) -> None:
+    name = entry.name
     if name in known:
         return
     near = difflib.get_close_matches(name, known, 1, 0.5)
@@ -124,46 +172,72 @@ def _check_key(name: str, command: str, known: Iterable[str], where: str) -> Non
         hint = f"; the nearest is {near[0]}"
     else:
         hint = f"; see python -m fastmtt.{command} --help"
-    raise FastmttError(f"{where}{name} is unknown to fastmtt.{command}{hint}")
+    where = f"{entry.place}key " if entry.file else "flag --"
+    raise FastmttError(f"{where}{_short(name)} is unknown to fastmtt.{command}{hint}")
 
 
-def _check_file(file: Path, command: str, types_of: dict[str, Any]) -> None:
-    """Refuse what is no mapping of known keys; a key that stands twice is said."""
+def _last(file: Path) -> list[Entry]:
+    """Read a file's entries; of a key that stands twice the last, which is said."""
+    last: dict[str, Entry] = {}
+    for entry in read_entries(file):
+        if entry.name in last:
+            _warn(f"{file} holds {entry.name} twice; the last one counts ({entry.text})")
+        last[entry.name] = entry
+    return list(last.values())
+
+
+def _checked(
+    parser: ArgumentParser, entry: Entry, value: Any, types_of: dict[str, Any]
+) -> dict[str, Any]:
+    """Give the entry's value in its key's type, by the key."""
     try:
-        root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise FastmttError(f"{file} cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FastmttError(f"{file} is no YAML file ({one_line(error)})") from None
-    if root is None:
-        raise FastmttError(f"{file} is empty, wanted keys and values")
-    if not isinstance(root, yaml.MappingNode):
-        raise FastmttError(f"{file} holds no keys and values, wanted lines like 'ipc: 10'")
-    seen: dict[str, str] = {}
-    for key, value in root.value:
-        name = str(key.value)
-        line = key.start_mark.line + 1
-        _check_key(name, command, types_of, f"{file}, line {line}: key ")
-        if name in seen:
-            warnings.warn(
-                f"{file} holds {name} twice; the last one counts ({value.value})", stacklevel=4
-            )
-        seen[name] = value.value
+        return vars(parser.parse_object({entry.name: value}, defaults=False))
+    except (ArgumentError, ValueError, OverflowError, RecursionError):
+        wanted = _in_words(types_of[entry.name])
+        raise FastmttError(
+            f"{entry.place}{entry.name} is {_short(entry.text)}, wanted {wanted}"
+        ) from None
 
 
-def _sentence(message: str, types_of: dict[str, Any]) -> str:
-    """Say in one sentence what jsonargparse says in several lines."""
-    key = re.match(r'Parser key "(\w+)"', message)
-    value = re.search(r"(?:Got|Given) value: (.*)\Z", message)
-    if key and value and key[1] in types_of:
-        return f"{key[1]} is {value[1]}, wanted {_in_words(types_of[key[1]])}"
-    alone = re.match(r"argument --(\w+): expected one argument", message)
-    if alone and alone[1] in types_of:
-        return f"--{alone[1]} wants a value behind it: {_in_words(types_of[alone[1]])}"
-    stray = re.match(r"unrecognized arguments: (.*)", message)
+def _typed(entry: Entry, kind: Any) -> Any:
+    """Give a file's value as the key's type where YAML's rules hide it."""
+    options, value = _options(kind), entry.value
+    if value is None and type(None) not in options:
+        raise FastmttError(f"{entry.place}{entry.name} is null, wanted {_in_words(kind)}")
+    if isinstance(value, list):
+        raise FastmttError(f"{entry.place}{entry.name} is a list, wanted {_in_words(kind)}")
+    if value is not None and str in options:
+        return entry.text
+    if not isinstance(value, str):
+        return value
+    if float in options and _EXPONENT.fullmatch(value):
+        _warn(
+            f"{entry.place}{entry.name} is {value}, which YAML reads as text; taken as the number "
+            f"{float(value)}"
+        )
+        return float(value)
+    if bool in options and value in ("True", "False", "true", "false"):
+        _warn(f"{entry.place}{entry.name} is the text {value!r}; taken as {value.lower()}")
+        return value.lower() == "true"
+    return value
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
+
+
+def _stray(message: str) -> str:
+    """Say in our words what jsonargparse says of arguments that are no flags."""
+    stray = re.match(r"unrecognized arguments: (.*)", message, re.DOTALL)
     if stray:
-        return f"{stray[1]!r} belongs to no flag; write --key value"
+        return f"{_short(stray[1])!r} belongs to no flag; write --key value"
     return one_line(ValueError(message))
+
+
+def _short(text: str) -> str:
+    """Give text on one line, and only its beginning where it is long."""
+    line = " ".join(text.split()) or repr(text)
+    return line if len(line) <= 80 else f"{line[:80]}..."
 
 
 def _options(kind: Any) -> tuple[Any, ...]:

@@ -2,14 +2,20 @@
 
 import dataclasses
 import math
+import os
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from fastmtt.errors import FastmttError
 
 Gradient = Literal["exact", "tesla"] | int
 C = TypeVar("C", bound="BaseConfig")
+
+# Keys by subject, in the order of --help.
+_DATA = "dataset data_path subset res download zca"
+_NETWORK = "model dsa dsa_strategy batch_train"
+_MACHINE = "device backend threads seed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,20 +23,21 @@ class BaseConfig:
     """What all commands share.
 
     Attributes:
-        dataset: Data set: digits, CIFAR10 or Tiny.
-        data_path: Folder the data lie in, or an .npz archive of JPEG images.
+        dataset: Data set; an unknown name is answered with the known ones [MTT].
+        data_path: Folder the data lie in, or an .npz archive of JPEG images [MTT].
         subset: Subset of dataset ImageNet: imagenette, imagewoof, imagefruit, imageyellow,
-            imagemeow or imagesquawk.
-        res: Height and width images are brought to (null, the data set's own; 128 for ImageNet).
+            imagemeow or imagesquawk [MTT].
+        res: Height and width images are brought to (null, the data set's own; 128 for ImageNet)
+            [MTT].
         held_out: Training images of each class kept out of training, to select a set by.
         download: Fetch the data where they are missing.
-        model: Network, by the field's names: ConvNet, ConvNetD4, ConvNetW32 and so on.
-        zca: Whiten the images by ZCA instead of normalising them.
-        dsa: Augment by DSA (differentiable siamese augmentation).
-        dsa_strategy: DSA's operations, joined by underscores; one is drawn for each batch.
-        buffer_path: Folder of the experts' trajectories.
-        batch_train: Real images, or distilled ones in evaluation, in a training batch.
-        device: auto, cpu, cuda or cuda:<number>.
+        model: Network, by the field's names: ConvNet, ConvNetD4, ConvNetW32 and so on [MTT].
+        zca: Whiten the images by ZCA instead of normalising them [MTT].
+        dsa: Augment by DSA (differentiable siamese augmentation) [MTT].
+        dsa_strategy: DSA's operations, joined by underscores; one is drawn for each batch [MTT].
+        buffer_path: Folder of the experts' trajectories [MTT].
+        batch_train: Real images, or distilled ones in evaluation, in a training batch [MTT].
+        device: auto, cpu, cuda or cuda:<number>; DATM's list of GPUs is read as auto.
         backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
         threads: CPU threads (null, as torch chooses).
         seed: Seed of every draw; two runs with one seed are equal to the bit.
@@ -64,14 +71,21 @@ class BufferConfig(BaseConfig):
     """Train experts on real data and store their trajectories.
 
     Attributes:
-        num_experts: Number of experts; those already stored are kept.
-        train_epochs: Epochs of each expert; its start and every epoch's end are stored.
-        lr_teacher: The experts' learning rate.
-        mom: Momentum.
-        l2: Weight decay.
-        decay: Drop the learning rate to a tenth halfway.
+        num_experts: Number of experts; those already stored are kept [MTT].
+        train_epochs: Epochs of each expert; its start and every epoch's end are stored [MTT].
+        lr_teacher: The experts' learning rate [MTT].
+        mom: The experts' momentum [MTT].
+        l2: The experts' weight decay [MTT].
+        decay: Drop the experts' learning rate to a tenth halfway [MTT].
         experts_at_once: Experts trained side by side (null, as fits); changes no bit.
     """
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "data": f"{_DATA} held_out",
+        "network and its batches": _NETWORK,
+        "experts": "buffer_path num_experts train_epochs lr_teacher mom l2 decay experts_at_once",
+        "run": f"{_MACHINE} resume",
+    }
 
     num_experts: int = 100
     train_epochs: int = 50
@@ -88,26 +102,28 @@ class DistillConfig(BaseConfig):
 
     Attributes:
         method: The method whose choices apply where no key overrides them.
-        ipc: Distilled images a class.
-        Iteration: Number of the last outer iteration; as in the field, it counts from 0.
-        eval_it: Outer iterations between evaluations.
-        num_eval: Networks trained in an evaluation.
-        epoch_eval_train: Number of the last epoch of an evaluation, counted from 0.
-        lr_img: Learning rate of the distilled images.
-        lr_lr: Learning rate of the student's learning rate.
-        lr_teacher: The student's learning rate at the start.
+        ipc: Distilled images a class [MTT].
+        Iteration: Number of the last outer iteration; as in the field, it counts from 0 [MTT].
+        eval_it: Outer iterations between evaluations [MTT].
+        num_eval: Networks trained in an evaluation [MTT].
+        epoch_eval_train: Number of the last epoch of an evaluation, counted from 0 [MTT].
+        lr_img: Learning rate of the distilled images [MTT].
+        lr_lr: Learning rate of the student's learning rate [MTT].
+        lr_teacher: The student's learning rate at the start; distillation learns it [MTT].
         expert_lr: Learning rate of the experts this command trains itself.
-        num_experts: Number of experts; those already stored need only be of this network and data.
-        train_epochs: Epochs of each expert (null, as many as matching reads).
-        batch_syn: Distilled images in a student's batch (null, all).
-        pix_init: Images start as real ones or as noise.
-        expert_epochs: Epochs between the start and the target on a trajectory.
-        syn_steps: The student's steps from the start.
-        min_start_epoch: First epoch a segment may start at.
-        max_start_epoch: Segments start before this epoch.
-        no_aug: Leave DSA out of the student's steps; evaluation keeps it.
-        max_experts: Use the first so many experts only (null, all).
-        skip_first_eva: Do not evaluate before the first iteration.
+        num_experts: Number of experts; those already stored need only be of this network and data
+            [MTT's buffer].
+        train_epochs: Epochs of each expert (null, as many as matching reads) [MTT's buffer].
+        batch_syn: Distilled images in a student's batch (null, all) [MTT].
+        pix_init: Images start as real ones or as noise [MTT].
+        expert_epochs: Epochs between the start and the target on a trajectory [MTT].
+        syn_steps: The student's steps from the start [MTT].
+        min_start_epoch: First epoch a segment may start at [DATM].
+        max_start_epoch: Segments start before this epoch [MTT].
+        no_aug: Leave DSA out of the student's steps; evaluation keeps it [MTT].
+        max_experts: Use the first so many experts only (null, all); MTT counts them in each file
+            of ten.
+        skip_first_eva: Do not evaluate before the first iteration [DATM].
         gradient: exact, tesla, or the number of last steps a truncated one goes back through
             (null, the method's).
         segments: Segments in an outer step; their losses' mean is the step's.
@@ -118,9 +134,20 @@ class DistillConfig(BaseConfig):
         save_path: Folder of the runs.
         run_name: The run's folder (null, the method and the time).
         logger: Log to tensorboard or wandb as well, where installed (null, to files alone).
-        project: The project's name at wandb.
+        project: The project's name at wandb [DATM].
         published: Published accuracy in per cent, to stand beside the result.
     """
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "data": f"{_DATA} held_out",
+        "network and its batches": _NETWORK,
+        "experts": "buffer_path num_experts train_epochs expert_lr max_experts",
+        "distilled images": "ipc pix_init lr_img lr_lr lr_teacher batch_syn Iteration",
+        "matching": "method expert_epochs syn_steps min_start_epoch max_start_epoch no_aug "
+        "gradient segments rng memory",
+        "evaluation": "eval_it num_eval epoch_eval_train skip_first_eva published",
+        "run": f"save_path run_name resume logger project {_MACHINE}",
+    }
 
     method: str = "mtt"
     ipc: int = 1
@@ -187,30 +214,38 @@ class EvaluateConfig:
 
     Attributes:
         run: A run's folder, or a file of distilled images of ours (null with data_dir).
-        data_dir: A published program's file of distilled images (images_best.pt).
-        label_dir: Its file of labels (null, in the images' file or class by class).
-        lr_dir: Its file of the learning rate.
+        data_dir: A published program's file of distilled images (images_best.pt) [DATM].
+        label_dir: Its file of labels (null, in the images' file or class by class) [DATM].
+        lr_dir: Its file of the learning rate [DATM].
         lr: The learning rate to train with (null, the set's own).
-        dataset: Data set to test on.
-        data_path: Folder the data lie in, or an .npz archive of JPEG images.
-        subset: Subset of dataset ImageNet.
-        res: Height and width images are brought to.
+        dataset: Data set to test on [MTT].
+        data_path: Folder the data lie in, or an .npz archive of JPEG images [MTT].
+        subset: Subset of dataset ImageNet [MTT].
+        res: Height and width images are brought to [MTT].
         download: Fetch the data where they are missing.
-        model: Network to train.
-        zca: Whiten the images by ZCA.
-        dsa: Augment by DSA.
-        dsa_strategy: DSA's operations, joined by underscores.
-        batch_train: Images in a training batch.
+        model: Network to train [MTT].
+        zca: Whiten the images by ZCA [MTT].
+        dsa: Augment by DSA [MTT].
+        dsa_strategy: DSA's operations, joined by underscores [MTT].
+        batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>.
         backend: Force one backend: reference or cpu.
         threads: CPU threads.
         seed: Seed of every draw.
-        num_eval: Networks trained.
-        epoch_eval_train: Number of the last epoch, counted from 0.
+        num_eval: Networks trained [MTT].
+        epoch_eval_train: Number of the last epoch, counted from 0 [MTT].
         compare: Train on as many random real images and on all real images as well.
         which: A run's set that was best on test images, best on held-out ones, or the last.
         resume: Go on where a killed evaluation stopped.
     """
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "distilled images": "run which data_dir label_dir lr_dir lr",
+        "data": _DATA,
+        "network and its batches": _NETWORK,
+        "evaluation": "num_eval epoch_eval_train compare",
+        "run": f"{_MACHINE} resume",
+    }
 
     run: str | None = None
     data_dir: str | None = None
@@ -268,18 +303,45 @@ _LEAST: dict[str, float] = {
     "res": 1,
 }
 _ABOVE = {"lr_teacher", "expert_lr", "lr"}
-_MOST: dict[str, float] = {"mom": 1, "published": 100, "seed": 2**63 - 1}
+_MOST: dict[str, float] = {
+    "mom": 1,
+    "published": 100,
+    **dict.fromkeys(("seed", "memory"), 2**63 - 1),
+}
+_MOST_WHOLE = 2**31 - 1  # of whole numbers that _MOST does not name: no machine has more of them
 
 
 def _check_ranges(config: Any) -> None:
     for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        least, most = _LEAST[name], _MOST.get(name, math.inf)
-        above = name in _ABOVE
-        if not least <= value <= most or (above and value == least) or math.isinf(value):
-            wanted = f"above {least}" if above else f"at least {least}"
-            wanted += f" and at most {most}" if name in _MOST else ""
-            raise FastmttError(f"{name} is {value}, wanted a number {wanted}")
+        if isinstance(value, str):
+            _check_text(name, value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            _check_number(name, value)
     if config.device is not None and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise FastmttError(f"device is {config.device!r}, wanted auto, cpu, cuda or cuda:<number>")
+
+
+def _check_number(name: str, value: float) -> None:
+    least, above = _LEAST[name], name in _ABOVE
+    most = _MOST.get(name, _MOST_WHOLE if isinstance(value, int) else math.inf)
+    if not least <= value <= most or (above and value == least) or math.isinf(value):
+        wanted = f"above {least}" if above else f"at least {least}"
+        wanted += f" and at most {most}" if name in _MOST or value > most else ""
+        raise FastmttError(f"{name} is {_brief(value)}, wanted a number {wanted}")
+
+
+def _check_text(name: str, value: str) -> None:
+    if not value or not value.isprintable():
+        raise FastmttError(f"{name} is {_brief(value)}, wanted text that can be printed")
+    if name == "run_name" and (value in (".", "..") or "/" in value or os.sep in value):
+        raise FastmttError(
+            f"run_name is {_brief(value)}, wanted a folder's name without its path; give the path "
+            "as save_path"
+        )
+
+
+def _brief(value: float | str) -> str:
+    """Give a value as it is written, or its beginning where it is long."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
