@@ -312,3 +312,12 @@ def test_print_config_prints_what_would_run(file: Path, capsys: pytest.CaptureFi
     printed["lr_lr"] = float(printed["lr_lr"])
     expected = DistillConfig(ipc=4, lr_lr=1e-5, lr_img=100.0, zca=True)
     assert printed == dataclasses.asdict(expected)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda path: path.stem
+)
+def test_our_own_files_are_read_without_a_word(path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse("distill", ["--cfg", str(path)]).method in str(path)
