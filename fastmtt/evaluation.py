@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -58,6 +59,9 @@ class Protocol:
     seed: int
 
 
+Kept = MutableMapping[str, Scores]
+
+
 def evaluate(
     dataset: DataSet,
     examples: Examples,
@@ -66,6 +70,7 @@ def evaluate(
     *,
     what: str = "evaluation",
     desc: str = "evaluate",
+    kept: Kept | None = None,
 ) -> Scores:
     """Accuracy of fresh networks trained on ``examples``.
 
@@ -76,7 +81,37 @@ def evaluate(
         protocol: how to train.
         what: names the networks' draws; equal names mean equal initial weights.
         desc: shown with the progress.
+        kept: networks it holds are not trained again, those that are trained are put there.
     """
+    kept = {} if kept is None else kept
+    batch = min(protocol.batch_train, examples.count)
+    at_once = students_at_once(batch, dataset.image_shape)
+    groups = torch.arange(protocol.networks).split(at_once)
+    names = [f"{desc}: lr {lr!r}, networks {int(g[0])} to {int(g[-1])}" for g in groups]
+    todo = [(name, group) for name, group in zip(names, groups, strict=True) if name not in kept]
+    steps = -(-examples.count // batch) * (protocol.epochs + 1)
+    with Meter(len(todo) * steps, desc) as meter:
+        for name, group in todo:
+            kept[name] = _train_and_test(
+                dataset, examples.of(group), lr, protocol, what, group.tolist(), meter
+            )
+    parts = [kept[name] for name in names]
+    held_out = [part.held_out for part in parts if part.held_out is not None]
+    return Scores(
+        torch.cat([part.test for part in parts]), torch.cat(held_out) if held_out else None
+    )
+
+
+def _train_and_test(
+    dataset: DataSet,
+    examples: Examples,
+    lr: float | list[float],
+    protocol: Protocol,
+    what: str,
+    members: list[int],
+    meter: Meter,
+) -> Scores:
+    """Train some of the networks side by side, and score them."""
 
     def make() -> nn.Module:
         return make_network(
@@ -84,48 +119,47 @@ def evaluate(
         )
 
     student = make_student(make(), dataset.image_shape)
-    rates = lr if isinstance(lr, list) else [lr] * protocol.networks
-    batch = min(protocol.batch_train, examples.count)
-    at_once = students_at_once(batch, dataset.image_shape)
-    groups = torch.arange(protocol.networks).split(at_once)
-    steps = -(-examples.count // batch) * (protocol.epochs + 1)
-    tests = []
-    with Meter(len(groups) * steps, desc) as meter:
-        for group in groups:
-            members = group.tolist()
-            weights = [initial_weights(make, protocol.seed, f"{what} init", m) for m in members]
-            theta = train(
-                student,
-                torch.stack(weights).to(examples.images.device),
-                examples.of(group),
-                Recipe(
-                    epochs=protocol.epochs + 1,
-                    batch_size=batch,
-                    lr=[rates[m] for m in members],
-                    momentum=MOMENTUM,
-                    weight_decay=WEIGHT_DECAY,
-                    decay_after=protocol.epochs // 2 + 1,
-                    augment=protocol.augment,
-                ),
-                seed=protocol.seed,
-                what=what,
-                members=members,
-                after_step=meter.step,
-            )
-            tests.append(accuracy(student, theta, dataset.test_images, dataset.test_labels))
-    return Scores(torch.cat(tests), None)
+    weights = [initial_weights(make, protocol.seed, f"{what} init", m) for m in members]
+    theta = train(
+        student,
+        torch.stack(weights).to(examples.images.device),
+        examples,
+        Recipe(
+            epochs=protocol.epochs + 1,
+            batch_size=min(protocol.batch_train, examples.count),
+            lr=[lr[m] for m in members] if isinstance(lr, list) else [lr] * len(members),
+            momentum=MOMENTUM,
+            weight_decay=WEIGHT_DECAY,
+            decay_after=protocol.epochs // 2 + 1,
+            augment=protocol.augment,
+        ),
+        seed=protocol.seed,
+        what=what,
+        members=members,
+        after_step=meter.step,
+    )
+    test = accuracy(student, theta, dataset.test_images, dataset.test_labels)
+    return Scores(test, None)
 
 
 def evaluate_distilled(
-    dataset: DataSet, synthetic: Synthetic, protocol: Protocol, desc: str = "distilled set"
+    dataset: DataSet,
+    synthetic: Synthetic,
+    protocol: Protocol,
+    desc: str = "distilled set",
+    kept: Kept | None = None,
 ) -> Scores:
     """Accuracy of networks trained on the distilled set at its own learning rate."""
     examples = Examples(synthetic.images.detach(), synthetic.targets.detach())
-    return evaluate(dataset, examples, float(synthetic.lr.detach()), protocol, desc=desc)
+    return evaluate(dataset, examples, float(synthetic.lr.detach()), protocol, desc=desc, kept=kept)
 
 
 def evaluate_random(
-    dataset: DataSet, ipc: int, lrs: tuple[float, float], protocol: Protocol
+    dataset: DataSet,
+    ipc: int,
+    lrs: tuple[float, float],
+    protocol: Protocol,
+    kept: Kept | None = None,
 ) -> tuple[Scores, float]:
     """The baseline: as many random real images, another draw for each network.
 
@@ -140,13 +174,25 @@ def evaluate_random(
     )
     examples = Examples(dataset.train_images[rows], dataset.train_labels[rows], shared=False)
     tries = [
-        (evaluate(dataset, examples, lr, protocol, desc=f"random real images, lr {lr:.4g}"), lr)
+        (
+            evaluate(
+                dataset,
+                examples,
+                lr,
+                protocol,
+                desc=f"random real images, lr {lr:.4g}",
+                kept=kept,
+            ),
+            lr,
+        )
         for lr in lrs
     ]
     return max(tries, key=lambda scores_lr: float(scores_lr[0].test.mean()))
 
 
-def evaluate_real(dataset: DataSet, protocol: Protocol, steps: int) -> Scores:
+def evaluate_real(
+    dataset: DataSet, protocol: Protocol, steps: int, kept: Kept | None = None
+) -> Scores:
     """Accuracy of networks trained on all real images at lr 0.01 for ``steps`` steps.
 
     Same optimiser and schedule; the number of epochs follows from the steps, as 1001 epochs over
@@ -155,4 +201,4 @@ def evaluate_real(dataset: DataSet, protocol: Protocol, steps: int) -> Scores:
     examples = Examples(dataset.train_images, dataset.train_labels)
     per_epoch = -(-examples.count // min(protocol.batch_train, examples.count))
     shorter = replace(protocol, epochs=max(1, steps // per_epoch))
-    return evaluate(dataset, examples, REAL_LR, shorter, desc="all real images")
+    return evaluate(dataset, examples, REAL_LR, shorter, desc="all real images", kept=kept)

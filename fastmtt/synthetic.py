@@ -41,6 +41,10 @@ class Synthetic:
         """A copy that nothing else changes."""
         return Synthetic(*(t.detach().clone().cpu() for t in (self.images, self.labels, self.lr)))
 
+    def to(self, device: torch.device | str) -> Synthetic:
+        """The same set on a device."""
+        return Synthetic(*(t.to(device) for t in (self.images, self.labels, self.lr)))
+
     def save(self, path: Path, meta: dict[str, Any]) -> None:
         """Write to a safetensors file, atomically, with what is needed to use it again."""
         kept = self.detached()
