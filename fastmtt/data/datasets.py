@@ -154,11 +154,19 @@ def _read(name: str, row: "_Row", request: Request) -> RawImages:
         raw = read_archive(request.path, Wanted(name, row.classes, shape), show=request.show)
     else:
         raw = row.read(request)
-    for split, labels in (("training", raw.train_labels), ("test", raw.test_labels)):
-        if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(raw.classes):
+    for split, images, labels in (
+        ("training", raw.train_images, raw.train_labels),
+        ("test", raw.test_images, raw.test_labels),
+    ):
+        if len(images) != len(labels) or len(labels) == 0:
+            raise FastmttError(
+                f"{name} in {request.path} has {len(images)} {split} images and {len(labels)} "
+                "labels, wanted as many; fetch it again"
+            )
+        if labels.min() < 0 or labels.max() >= len(raw.classes):
             raise FastmttError(
                 f"{name} in {request.path} has {split} labels outside 0 to "
-                f"{len(raw.classes) - 1}, or none; fetch it again"
+                f"{len(raw.classes) - 1}; fetch it again"
             )
     counts = raw.train_labels.bincount(minlength=len(raw.classes))
     if counts.min() == 0:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastmtt.data.spaces import new_zca
 from fastmtt.data.zca import fit_zca
+from fastmtt.errors import FastmttError
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +100,61 @@ def test_an_unwritable_cache_is_said(cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="FASTMTT_CACHE"):
         fit_zca(pictures(), show=False)
+
+
+def test_it_agrees_with_kornia() -> None:
+    """kornia sums and decomposes all at once, in float32 and float64; we in parts, in float64."""
+    train, test = pictures(), pictures(20, seed=1)
+    theirs, ours = new_zca().fit(train), fit_zca(train, show=False)
+    white = theirs(test)
+    torch.testing.assert_close(ours.transform(test), white, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        ours.to_pixels(white), theirs.inverse_transform(white), rtol=0, atol=2e-6
+    )
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(ours.zca.state_dict()[name], tensor, rtol=0, atol=2e-6)
+
+
+def test_parts_sum_to_the_whole(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fit_zca(pictures(), show=False)
+    (kept,) = cache.iterdir()
+    kept.unlink()
+    monkeypatch.setattr("fastmtt.data.zca._PART", 37)
+    parts = fit_zca(pictures(), show=False)
+    assert parts.digest == whole.digest
+    torch.testing.assert_close(
+        parts.zca.transform_matrix, whole.zca.transform_matrix, rtol=0, atol=1e-6
+    )
+
+
+def test_integers_are_the_floats_they_mean(cache: Path) -> None:
+    """One fit and one digest, so that experts fit whichever form the images are kept in."""
+    integers = (pictures() * 255).round().to(torch.uint8)
+    first = fit_zca(integers / 255, show=False)
+    second = fit_zca(integers, 255, show=False)
+    assert len(list(cache.iterdir())) == 1 and first.describe() == second.describe()
+    assert integers.dtype == torch.uint8
+
+
+def test_the_images_are_left_as_they_are() -> None:
+    train = pictures()
+    fit_zca(train, show=False)
+    assert torch.equal(train, pictures())
+
+
+def test_matrices_that_cannot_fit_are_refused_with_both_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fastmtt.data.memory.available", lambda: 20_000_000_000)
+    images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+    with pytest.raises(
+        FastmttError,
+        match=r"ZCA over images of 49152 values \(49152 x 49152 matrices\) would take 77\.3 GB of "
+        r"memory and 20\.0 GB are available; set zca to false, or choose a lower res",
+    ):
+        fit_zca(images, 255, show=False)
+
+
+def test_one_image_cannot_be_whitened() -> None:
+    with pytest.raises(FastmttError, match="ZCA wants two training images or more, got 1"):
+        fit_zca(pictures(1), show=False)
