@@ -12,6 +12,7 @@ from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
+from fastmtt.experts.published import PublishedBuffer, open_experts
 from fastmtt.experts.store import TrajectoryStore, store_path
 from fastmtt.experts.trainer import description, identity, train_experts, versions
 from fastmtt.files import sole_user
@@ -39,23 +40,24 @@ def expert_recipe(config: BufferConfig | DistillConfig) -> Recipe:
 
 def fill_store(
     config: BufferConfig | DistillConfig, dataset: DataSet, recipe: Recipe
-) -> TrajectoryStore:
+) -> TrajectoryStore | PublishedBuffer:
     """Train the experts a store still misses; the store it returns holds them all.
 
     Experts that are there must be of this network, data set and space, long enough, and of this
-    recipe; a distillation that finds all of them there takes them whatever their recipe.
+    recipe; a distillation that finds all of them there takes them whatever their recipe. Published
+    programs' replay buffers are read where they lie, and not added to.
 
     Raises:
         FastmttError: experts that do not fit, or a folder that cannot be written to.
     """
-    root = store_path(config.buffer_path, config.dataset, config.model, config.zca)
+    root = store_path(config.buffer_path, dataset.name, config.model, config.zca)
     kind = identity(dataset, config.model)
-    if isinstance(config, DistillConfig):
-        store = TrajectoryStore(root, kind)
-        if not store.missing(config.num_experts, recipe.epochs):
-            made_by = store.meta(0)["recipe"]
-            say(f"{root}: all {config.num_experts} experts are there, the first by {made_by}")
-            return store
+    there = open_experts(root, kind)
+    takes_any = isinstance(config, DistillConfig) or isinstance(there, PublishedBuffer)
+    if takes_any and not there.missing(config.num_experts, recipe.epochs):
+        made_by = there.meta(0)["recipe"]
+        say(f"{root}: all {config.num_experts} experts are there, the first by {made_by}")
+        return there
     made_by = description(recipe, config.dsa_strategy, config.seed, config.held_out)
     store = TrajectoryStore(root, {**kind, "recipe": made_by})
     at_once = config.experts_at_once if isinstance(config, BufferConfig) else None

@@ -14,6 +14,7 @@ from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.distillation import Distillation
 from fastmtt.errors import FastmttError
+from fastmtt.experts.published import PublishedBuffer
 from fastmtt.experts.store import TrajectoryStore
 from fastmtt.loggers import check_installed, make_logger
 from fastmtt.methods import METHODS
@@ -23,7 +24,7 @@ from fastmtt.progress import say
 from fastmtt.run import RunFolder, open_run, settle
 
 
-def experts_used(config: DistillConfig, store: TrajectoryStore) -> dict[str, Any]:
+def experts_used(config: DistillConfig, store: TrajectoryStore | PublishedBuffer) -> dict[str, Any]:
     """What ``experts.json`` says of the experts a run matches."""
     used = store.indices()[: config.max_experts or config.num_experts]
     metas = [store.meta(expert) for expert in used]

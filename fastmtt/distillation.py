@@ -17,6 +17,7 @@ from fastmtt.choices import Choices, make_choices
 from fastmtt.data import DataSet
 from fastmtt.environment import peak_memory_mb
 from fastmtt.errors import FastmttError
+from fastmtt.experts.published import PublishedBuffer
 from fastmtt.experts.store import TrajectoryStore
 from fastmtt.experts.trainer import identity, versions
 from fastmtt.interrupts import deferred
@@ -99,7 +100,7 @@ class Distillation:
         self.best, self.held_out, self.last = Choice(), Choice(), Choice()
         self.seconds = {"matching": 0.0, "evaluation": 0.0}
 
-    def distil(self, store: TrajectoryStore, run: RunFolder) -> None:
+    def distil(self, store: TrajectoryStore | PublishedBuffer, run: RunFolder) -> None:
         """Iterations up to ``Iteration`` inclusive, evaluated before each ``eval_it``-th.
 
         The published programs evaluate before the last update and never after it; here it is the

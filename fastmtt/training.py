@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,17 +14,39 @@ from fastmtt.augment import DSA
 from fastmtt.student import Student
 
 
+class Images(Protocol):
+    """Images [n,C,H,W] float32: a tensor, or what makes one of the rows it is asked for."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """[n,C,H,W]."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows come to lie."""
+        ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Rows int64 of any shape to [*rows.shape,C,H,W]."""
+        ...
+
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """All rows, so many at a time."""
+        ...
+
+
 @dataclass(frozen=True)
 class Examples:
     """Images with labels, shared by the students or one set each.
 
     Attributes:
-        images: [n,C,H,W], or [S,n,C,H,W].
+        images: [n,C,H,W], or a tensor [S,n,C,H,W].
         labels: int64 [n] or probabilities [n,K], or the same with S in front.
         shared: whether all students see one set.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     shared: bool = True
 
@@ -42,7 +65,7 @@ class Examples:
         if self.shared:
             return self.images[rows], self.labels[rows]
         students = torch.arange(len(rows))[:, None]
-        return self.images[students, rows], self.labels[students, rows]
+        return cast(Tensor, self.images)[students, rows], self.labels[students, rows]
 
     def of(self, students: Tensor) -> Examples:
         """The same for some of the students."""
@@ -135,7 +158,7 @@ def train(
     return student.unpack(theta)
 
 
-def accuracy(student: Student, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+def accuracy(student: Student, theta: Tensor, images: Images, labels: Tensor) -> Tensor:
     """Top-1 accuracy [S] of weights [S,P] (public order) on images [n,C,H,W], labels int64 [n]."""
     packed = student.pack(theta)
     right = torch.zeros(len(theta), dtype=torch.int64)

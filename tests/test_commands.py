@@ -156,7 +156,7 @@ def test_iterations_are_counted_as_published_and_the_last_iterate_is_evaluated(r
 def test_two_runs_with_one_seed_are_equal_to_the_bit(run, tmp_path):
     again = distilled(tmp_path, "again")
     assert records(again) == [r for r in records(run) if "evaluated" not in r]
-    for name in ("distilled_last", "distilled_best", "checkpoint"):
+    for name in ("distilled_last", "distilled_best"):
         file = f"{name}.safetensors"
         assert (again / file).read_bytes() == (run / file).read_bytes()
     other = distilled(tmp_path, "other", f"--seed 1 --buffer_path {run.parents[3]}/experts")
@@ -184,7 +184,7 @@ def test_memory_changes_no_bit(run, tmp_path):
 def test_evaluate_prints_one_table(run, capsys):
     evaluate.main([str(run), "--compare", "--num_eval", "2", "--epoch_eval_train", "5"])
     out = capsys.readouterr().out
-    assert "450 held-out images of digits" in out
+    assert "450 test images of digits" in out
     for row in ("distilled set (best)", "random real images", "all real training images"):
         (line,) = [line for line in out.splitlines() if line.startswith(row)]
         assert "±" in line and "%" in line

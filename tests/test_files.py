@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastmtt.errors import FastmttError
-from fastmtt.files import read_safetensors, replacing, write_safetensors
+from fastmtt.files import read_safetensors, replacing, sole_user, write_safetensors
 
 KIND = "fastmtt test 1"
 
@@ -116,3 +116,44 @@ def test_nan_is_refused_on_writing(tmp_path: Path) -> None:
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FastmttError, match=r"nowhere\.safetensors: there is no such file"):
         read_safetensors(tmp_path / "nowhere.safetensors", KIND)
+
+
+def test_a_full_disk_is_named_whoever_writes(tmp_path: Path) -> None:
+    """A limit on files' sizes fails writes as a full disk does; nothing half-written stays."""
+    program = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from fastmtt.files import write_pt, write_safetensors
+from fastmtt.pictures import save_image_grid
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+folder, big = Path(sys.argv[1]), torch.rand(1, 3, 200, 200)
+for name, write in {
+    "a.pt": lambda path: write_pt(path, big),
+    "a.safetensors": lambda path: write_safetensors(path, "kind", {"big": big}, {}),
+    "a.png": lambda path: save_image_grid(path, big),
+}.items():
+    try:
+        write(folder / name)
+    except OSError as error:
+        print(error.strerror, error.filename == str(folder / name))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["File too large True"] * 3, done
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_has_one_user(tmp_path: Path) -> None:
+    place = tmp_path / "made"
+    with (
+        sole_user(place, "busy"),
+        pytest.raises(FastmttError, match="busy"),
+        sole_user(place, "busy"),
+    ):
+        pytest.fail("a second one was let in")
+    with sole_user(place, "busy"):
+        pass
+    assert list(place.iterdir()) == []
