@@ -238,6 +238,7 @@ def _digest(
     }
     tensors: list[Any] = [synthetic.images, synthetic.labels, synthetic.lr]
     tensors += [dataset.test_images, dataset.test_labels]
+    tensors += [dataset.held_out_images, dataset.held_out_labels]
     if compare:
         tensors += [dataset.train_images, dataset.train_labels]
     return digest_of(settings, tensors)

@@ -139,7 +139,9 @@ def _train_and_test(
         after_step=meter.step,
     )
     test = accuracy(student, theta, dataset.test_images, dataset.test_labels)
-    return Scores(test, None)
+    if not dataset.held_out:
+        return Scores(test, None)
+    return Scores(test, accuracy(student, theta, dataset.held_out_images, dataset.held_out_labels))
 
 
 def evaluate_distilled(

@@ -33,15 +33,24 @@ def images(digits):
     return digits.train_images[torch.cat(rows)]
 
 
+def write_config(folder: Path, held_out: int = 0) -> None:
+    config = DistillConfig(
+        dataset="digits",
+        model="ConvNetD1W8",
+        threads=1,
+        dsa_strategy="crop",
+        ipc=2,
+        held_out=held_out,
+    )
+    (folder / "config.yaml").write_text(to_yaml(config))
+
+
 @pytest.fixture
 def run(tmp_path, digits, images) -> Path:
     """A run's folder as distill leaves it, as far as evaluate looks into it."""
     folder = tmp_path / "run"
     folder.mkdir()
-    config = DistillConfig(
-        dataset="digits", model="ConvNetD1W8", threads=1, dsa_strategy="crop", ipc=2
-    )
-    (folder / "config.yaml").write_text(to_yaml(config))
+    write_config(folder)
     digits.space.save(folder / "space.safetensors")
     put(folder, images, HARD)
     return folder
@@ -128,6 +137,16 @@ def test_which_set_of_a_run_is_evaluated(run, images, capsys):
     assert "distilled set (last)" in capsys.readouterr().out
     said = failing(capsys, f"{run} --which held_out")
     assert "distilled_held_out.safetensors" in said and "distilled_last.safetensors" in said
+
+
+def test_the_runs_held_out_images_are_scored_too(run, images, capsys):
+    (without,) = evaluated(f"{run} {SHORT}", run)
+    assert "held out" not in capsys.readouterr().out
+    write_config(run, held_out=3)
+    (record,) = evaluated(f"{run} {SHORT}", run)
+    assert record.pop("held_out_accuracy") > 10 and record.pop("held_out_accuracy_std") >= 0
+    assert record == without
+    assert "held out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The evaluation protocol: what is trained, for how long, how it is scored."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -55,6 +57,20 @@ def test_networks_are_fresh_repeatable_and_better_than_chance(digits, recipes):
     assert first.shape == (3,) and torch.equal(first, again)
     assert len(set(first.tolist())) > 1, "different initial weights give different accuracies"
     assert float(first.min()) > 0.3
+
+
+def test_networks_are_scored_on_held_out_images_too(digits, recipes):
+    split = load("digits", "data", progress=False, held_out=4)
+    synthetic = start(digits, 5, "real", 0.05, KeyedChoices(0))
+    scores = evaluation.evaluate_distilled(split, synthetic, PROTOCOL)
+    whole = evaluation.evaluate_distilled(digits, synthetic, PROTOCOL)
+    assert whole.held_out is None and torch.equal(scores.test, whole.test)
+    swapped = dataclasses.replace(
+        digits, test_images=split.held_out_images, test_labels=split.held_out_labels
+    )
+    assert torch.equal(
+        scores.held_out, evaluation.evaluate_distilled(swapped, synthetic, PROTOCOL).test
+    )
 
 
 def test_random_baseline_draws_anew_for_each_network_and_keeps_the_better_rate(digits, recipes):
