@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmtt import __version__, evaluation
 from fastmtt.augment import DSA
+from fastmtt.command import command
 from fastmtt.config import parse
 from fastmtt.data import DataSet, load_space
 from fastmtt.device import load_data
@@ -21,7 +22,7 @@ from fastmtt.kept_scores import KeptScores, digest_of
 from fastmtt.ops import backends
 from fastmtt.options import BaseConfig, EvaluateConfig
 from fastmtt.published_sets import load_published
-from fastmtt.run import append_metrics, command
+from fastmtt.run import append_metrics
 from fastmtt.synthetic import Synthetic, load_synthetic
 
 REAL_STEPS = 1000  # of a network trained on all real images: enough to level off

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastmtt.errors import FastmttError
 from fastmtt.experts.store import TrajectoryStore
-from fastmtt.files import replacing
+from fastmtt.files import one_line, replacing
 from fastmtt.pickles import read_pickle
 from fastmtt.progress import progress, say
 
@@ -218,11 +218,19 @@ def write_published(root: str | Path, number: int, trajectories: Iterable[Trajec
 
     Returns:
         The file's path.
+
+    Raises:
+        FastmttError: It cannot be written, as on a full disk.
     """
     path = Path(root) / f"replay_buffer_{number}.pt"
     content = [[list(snapshot) for snapshot in trajectory] for trajectory in trajectories]
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch.save's word for a disk that is full
+            raise FastmttError(
+                f"{path} cannot be written ({one_line(error)}); make room, or choose another folder"
+            ) from None
     return path
 
 
