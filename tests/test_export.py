@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmtt import export
+from fastmtt import distill, export
 from fastmtt.data import load
 from fastmtt.experts.published import PublishedBuffer
 from fastmtt.experts.store import TrajectoryStore
 from fastmtt.published_sets import load_published
-from fastmtt.synthetic import Synthetic
+from fastmtt.synthetic import Synthetic, load_synthetic
 
 SHAPES = [[4, 1, 3, 3], [4], [3, 16], [3]]
 META = {
@@ -150,3 +150,25 @@ def test_a_disk_that_is_full_leaves_nothing(store, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "cannot be written" in done.stderr.strip().splitlines()[-1]
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_distilling_from_exported_experts_gives_the_same_set(tmp_path):
+    """The old layout in place of ours: nothing but the folder differs."""
+    flags = (
+        "--dataset digits --model ConvNetD1W8 --threads 1 --dsa_strategy crop --num_experts 2 "
+        "--expert_epochs 1 --max_start_epoch 2 --syn_steps 2 --lr_img 1 --lr_lr 1e-6 "
+        "--lr_teacher 0.02 --Iteration 3 --eval_it 9 --skip_first_eva --num_eval 1 "
+        "--epoch_eval_train 1 --run_name run"
+    )
+    sets = []
+    for name in ("ours", "theirs"):
+        folders = f"--buffer_path {tmp_path}/{name} --save_path {tmp_path}/runs_{name}"
+        distill.main([*flags.split(), *folders.split()])
+        run = tmp_path / f"runs_{name}" / "digits" / "1" / "ConvNetD1W8" / "run"
+        sets.append(load_synthetic(run / "distilled_last.safetensors")[0])
+        where = Path("digits", "ConvNetD1W8")
+        if name == "ours":
+            export.export_experts(tmp_path / "ours" / where, tmp_path / "theirs" / where)
+    ours, theirs = sets
+    assert torch.equal(ours.images, theirs.images) and torch.equal(ours.lr, theirs.lr)
+    assert not list((tmp_path / "theirs").rglob("expert_*"))
