@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 
 from fastmtt import FastmttError, synthetic
 from fastmtt.choices import KeyedChoices
 from fastmtt.data import load
+from fastmtt.student import initial_weights, make_student
+from fastmtt.student.zoo import make_network
+from fastmtt.training import Examples, Recipe, train
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +60,63 @@ def test_a_damaged_file_is_refused_by_name(digits, tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(FastmttError, match=r"set\.safetensors"):
         synthetic.load_synthetic(path)
+
+
+def soft_set(classes: int = 10) -> synthetic.Synthetic:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(20, 1, 8, 8, generator=random)
+    logits = 3 * torch.randn(20, classes, generator=random)
+    return synthetic.Synthetic(images, logits, torch.tensor(0.02))
+
+
+def test_soft_labels_are_kept_as_logits_and_used_as_probabilities(tmp_path):
+    found = soft_set()
+    found.save(tmp_path / "set.safetensors", {})
+    again, _ = synthetic.load_synthetic(tmp_path / "set.safetensors")
+    assert torch.equal(again.labels, found.labels)
+    assert torch.allclose(again.targets.sum(1), torch.ones(20))
+    assert torch.equal(again.targets.argmax(1), found.labels.argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.zeros(19, 10), "[19, 10]"),
+        (torch.zeros(20), "[n,classes]"),
+        (torch.zeros(20, 10).double(), "torch.float64"),
+        (torch.full((20, 10), float("nan")), "finite float32 logits"),
+    ],
+)
+def test_soft_labels_that_are_none_are_refused(tmp_path, labels, words):
+    found = soft_set()
+    found.labels = labels
+    found.save(tmp_path / "set.safetensors", {})
+    with pytest.raises(FastmttError) as stop:
+        synthetic.load_synthetic(tmp_path / "set.safetensors")
+    assert words in str(stop.value)
+
+
+def test_students_train_on_soft_labels_by_datms_loss():
+    """-(1/B) sum of softmax(label) log_softmax(output), two students, against autograd."""
+    found, members = soft_set(), [0, 1]
+
+    def make() -> nn.Module:
+        return make_network("ConvNetD1W8", image_shape=(1, 8, 8), classes=10)
+
+    theta = torch.stack([initial_weights(make, 0, "x init", m) for m in members])
+    recipe = Recipe(epochs=3, batch_size=20, lr=0.1)
+    student, examples = make_student(make(), (1, 8, 8)), Examples(found.images, found.targets)
+    trained = train(student, theta, examples, recipe, seed=0, what="x", members=members)
+    for row, first in zip(trained, theta, strict=True):
+        net = make()
+        nn.utils.vector_to_parameters(first.clone(), net.parameters())
+        for _ in range(3):
+            log_p = net(found.images).log_softmax(1)
+            loss = -(found.labels.softmax(1) * log_p).sum() / len(log_p)
+            gradients = torch.autograd.grad(loss, list(net.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+                    parameter -= 0.1 * gradient
+        wanted = nn.utils.parameters_to_vector(net.parameters())
+        torch.testing.assert_close(row, wanted, rtol=1e-4, atol=1e-6)
+        assert (row - first).norm() > 0.01
