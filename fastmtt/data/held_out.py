@@ -7,7 +7,7 @@ from fastmtt.data.raw import RawImages
 from fastmtt.draws import stream
 from fastmtt.errors import FastmttError
 
-_PART = 4096  # images moved at a time
+_PART = 128  # images moved at a time
 _Labelled = tuple[Tensor, Tensor]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmtt.data.spaces import Space
 
-_PART = 4096  # images brought into their space at a time: no second copy of the whole set
+_PART = 128  # images brought into their space at a time: intermediate results stay in cache
 
 
 class Images:
@@ -49,8 +49,9 @@ class Images:
         return self.space.transform(pixels).reshape(picked.shape)
 
     def split(self, count: int) -> Iterator[Tensor]:
-        """Go through all images in order, `count` at a time."""
-        return (self[begin : begin + count] for begin in range(0, len(self), count))
+        """Go through all images in order, `count` at a time, as `torch.split` does."""
+        begins = range(0, max(len(self), 1), count)  # of no images, one empty part
+        return (self[begin : begin + count] for begin in begins)
 
     def to(self, device: torch.device | str) -> Images:
         """The same on another device, still as integers."""
@@ -59,7 +60,7 @@ class Images:
     def whole(self) -> Tensor:
         """All images as one float32 tensor [n,C,H,W]."""
         images = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        for part, out in zip(self.split(_PART), images.split(_PART), strict=False):
+        for part, out in zip(self.split(_PART), images.split(_PART), strict=True):
             out.copy_(part)
         return images
 
@@ -67,4 +68,5 @@ class Images:
 def as_pixels(images: Tensor, white: int) -> Tensor:
     """Give [n,C,H,W] integers as new float32 ones in [0,1], as ToTensor does it."""
     # A tensor and not a number: by a number torch's GPU kernels multiply with its reciprocal.
-    return images / torch.full((1,), float(white), dtype=torch.float32, device=images.device)
+    scale = torch.full((1,), float(white), dtype=torch.float32, device=images.device)
+    return images.to(torch.float32, copy=True).div_(scale)

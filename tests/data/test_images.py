@@ -41,6 +41,9 @@ def test_every_way_of_asking_gives_the_same_bits(kind: int) -> None:
     assert torch.equal(torch.cat(list(images.split(37))), whole)
     assert [len(part) for part in images.split(128)] == [128, 128, 44]
     assert torch.equal(images.to("cpu").whole(), whole)
+    none = Images(raw()[:0], images.space, 255)
+    assert none.whole().shape == (0, 3, 16, 16)
+    assert [part.shape for part in none.split(9)] == [part.shape for part in whole[:0].split(9)]
 
 
 def test_the_bits_are_the_textbooks() -> None:
