@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmtt.command import command as command
 from fastmtt.config import parse, to_yaml
 from fastmtt.environment import environment
 from fastmtt.errors import FastmttError
