@@ -8,7 +8,9 @@ import torch
 from fastmtt.data import Images, Whitened, load
 from fastmtt.data.spaces import Normalised, Space
 from fastmtt.data.zca import fit_zca
-from fastmtt.training import Examples
+from fastmtt.student import make_student
+from fastmtt.student.zoo import make_network
+from fastmtt.training import Examples, Recipe, accuracy, train
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +82,18 @@ def test_students_train_on_either() -> None:
         Examples(data.train_images, data.train_labels).pick(rows) for data in (little, plenty)
     )
     assert x.shape == (3, 20, 1, 8, 8) and torch.equal(x, v) and torch.equal(y, w)
+
+
+def test_training_and_testing_on_either_give_the_same_bits() -> None:
+    found = []
+    for memory in (0, None):
+        data = load("digits", "", memory=memory)
+        torch.manual_seed(0)
+        network = make_network("ConvNetW32", image_shape=data.image_shape, classes=10)
+        student = make_student(network, data.image_shape)
+        start = torch.nn.utils.parameters_to_vector(network.parameters()).detach()[None]
+        examples = Examples(data.train_images, data.train_labels)
+        recipe = Recipe(epochs=1, batch_size=256, lr=0.01)
+        theta = train(student, start, examples, recipe, seed=0, what="expert", members=[0])
+        found.append((theta, accuracy(student, theta, data.test_images, data.test_labels)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
