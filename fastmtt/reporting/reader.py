@@ -160,6 +160,8 @@ def _views(
         return None, images
     try:
         pixels = space.to_pixels(images)
+        if pixels.shape != images.shape:
+            raise RuntimeError(f"it has {pixels.shape[1]} channels")
     except RuntimeError as error:
         raise FastmttError(
             f"{folder / 'space.safetensors'} does not fit the distilled images "

@@ -17,10 +17,11 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fastmtt.errors import FastmttError
+from fastmtt.files import one_line
 from fastmtt.reporting.reader import ChosenSet, Run
 
 _EXACT_PIXELS = 700_000  # a page of so many weighs about 3 MB as PNG
-_MOST_PIXELS = 6_000_000  # and of so many about 8 MB as WebP
+_MOST_PIXELS = 12_000_000  # and of so many about 8 MB as WebP
 _QUALITY = 80
 _CLIP = 2.5  # standard deviations, as in the pictures that distill writes
 _BORDER = 2  # pixels between the images of those pictures, torchvision's
@@ -161,23 +162,22 @@ def read_cells(path: Path, shape: Sequence[int], rows: Tensor) -> Tensor:
     size = (per_row * wide + _BORDER, -(-count // per_row) * high + _BORDER)
     if count == 1:
         size = (width * times, height * times)  # torchvision puts no border round a single one
+    border = 0 if count == 1 else _BORDER
+    cells = []
     try:
         with Image.open(path) as file:
             if file.size != size:
                 raise ValueError(f"it is {file.size[0]}x{file.size[1]} pixels")
-            picture = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
+            for row in rows.tolist():
+                top, left = row // per_row * high + border, row % per_row * wide + border
+                cell = file.crop((left, top, left + width * times, top + height * times))
+                cells.append(np.array(cell.convert("RGB"))[::times, ::times])
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise FastmttError(
-            f"{path} is no picture of {count} distilled images of {width}x{height} ({error}); "
-            "put it back whole or remove it"
+            f"{path} is no picture of {count} distilled images of {width}x{height} "
+            f"({one_line(error)}); put it back whole or remove it"
         ) from None
-    border = 0 if count == 1 else _BORDER
-    cells = []
-    for row in rows.tolist():
-        top, left = row // per_row * high + border, row % per_row * wide + border
-        cell = picture[:, top : top + height * times, left : left + width * times]
-        cells.append(cell[:, ::times, ::times])
-    return torch.stack(cells).float() / 255
+    return torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2).float() / 255
 
 
 def _class_rows(

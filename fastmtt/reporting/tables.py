@@ -74,45 +74,47 @@ def state(run: Run) -> str:
     return f"Unfinished: {run.done} of {wanted} iterations are done ({share:.0f} %)."
 
 
-def expert_facts(run: Run) -> Facts:
-    """Say what the experts were, and what they and the space saw of the held-out split."""
-    config, experts = run.config, run.experts
-    facts: Facts = []
-    if experts is None:
-        asked = f"{config.num_experts} of {config.expert_length} epochs asked for"
-        facts.append(("Experts", f"{_UNKNOWN}; {asked}"))
-    else:
-        recipe = experts.get("recipe")
-        accuracy = experts.get("test_accuracy")
-        facts += [
-            ("Experts", value(experts.get("experts"))),
-            ("Snapshots of each", value(experts.get("snapshots"))),
-            ("Mean test accuracy", f"{short(accuracy)} %" if accuracy is not None else _UNKNOWN),
-            ("Folder", value(experts.get("root"))),
-        ]
-        if isinstance(recipe, dict):
-            facts += [(f"Recipe: {key}", value(recipe[key])) for key in recipe]
-    return facts + _held_out_facts(run)
+def experts(run: Run) -> Facts:
+    """Say what the experts were."""
+    if run.experts is None:
+        asked = f"{run.config.num_experts} of {run.config.expert_length} epochs asked for"
+        return [("Experts", f"{_UNKNOWN}; {asked}")]
+    known = run.experts.get
+    accuracy = known("test_accuracy")
+    return [
+        ("Experts", value(known("experts"))),
+        ("Snapshots of each", value(known("snapshots"))),
+        ("Mean test accuracy", f"{short(accuracy)} %" if accuracy is not None else _UNKNOWN),
+        ("Folder", value(known("root"))),
+    ]
 
 
-def _held_out_facts(run: Run) -> Facts:
+def recipe(run: Run) -> Facts:
+    """Give the recipe that the experts were trained by, as it is stored."""
+    stored = (run.experts or {}).get("recipe")
+    return [(key, value(stored[key])) for key in stored] if isinstance(stored, dict) else []
+
+
+def what_was_seen(run: Run) -> str:
+    """Say what experts and space saw of the images that a set is selected by."""
     config = run.config
-    fitted = "Nothing was fitted: images are normalised by the data set’s constants."
     if config.zca:
         fitted = "ZCA is always fitted on all training images" + (
             ", the held-out ones included." if config.held_out else "."
         )
+    else:
+        fitted = "Images are normalised by the data set’s constants: nothing was fitted."
     if not config.held_out:
-        return [("Held-out split", "None."), ("Space", fitted)]
+        return f"No training images are held out. {fitted}"
     seen = (run.experts or {}).get("saw_held_out")
     if seen is None:
-        saw = "Whether the experts saw it is not recorded."
+        experts = "Whether the experts were trained on them is not recorded."
     elif seen:
-        saw = "The experts were trained on all training images, the held-out ones included."
+        experts = "The experts were trained on all training images, the held-out ones included."
     else:
-        saw = "The experts were not trained on the held-out images."
+        experts = "The experts were not trained on them."
     split = f"{config.held_out} training images of each class are held out to select a set by."
-    return [("Held-out split", f"{split} {saw}"), ("Space", fitted)]
+    return f"{split} {experts} {fitted}"
 
 
 def timings(run: Run) -> list[tuple[str, str, float]]:
