@@ -35,6 +35,8 @@ def load_slice(train: int, test: int) -> DataSet:
         train_labels=labels,
         test_images=SPACE.transform(test_images),
         test_labels=test_labels,
+        held_out_images=test_images[:0],
+        held_out_labels=test_labels[:0],
         classes=tuple(map(str, range(CLASSES))),
         space=SPACE,
         source=source,
