@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastmtt.errors import FastmttError
-from fastmtt.experts.store import TrajectoryStore
+from fastmtt.experts.store import TrajectoryStore, check_segment
 from fastmtt.files import one_line, replacing
 from fastmtt.pickles import read_pickle
 from fastmtt.progress import progress, say
@@ -119,8 +119,8 @@ class PublishedBuffer:
         """Read the snapshots `start` and `stop` of expert `index`: two [P] float32 rows, no more.
 
         Raises:
-            FastmttError: No such expert or snapshot, the file is refused, or weights in the rows
-                are not finite.
+            FastmttError: No such expert or snapshot, the file is refused, or the rows hold nothing
+                to match.
         """
         snapshots = self.length(index)
         if not (0 <= start < snapshots and 0 <= stop < snapshots):
@@ -130,8 +130,7 @@ class PublishedBuffer:
             )
         trajectory = self._trajectory(index)
         first, last = (_flat(trajectory[snapshot]) for snapshot in (start, stop))
-        if not (first.isfinite().all() and last.isfinite().all()):
-            raise FastmttError(_diverged(self.path(index), index))
+        check_segment(f"expert {index} in {self.path(index)}", start, stop, first, last)
         return first, last
 
     @functools.cached_property
@@ -278,13 +277,6 @@ def _first_difference(got: list[list[int]], wanted: list[list[int]]) -> str:
         return f"{len(got)} parameters, wanted {len(wanted)}"
     place = next(i for i in range(len(got)) if got[i] != wanted[i])
     return f"a parameter {place} shaped {got[place]}, wanted {wanted[place]}"
-
-
-def _diverged(path: Path, index: int) -> str:
-    return (
-        f"expert {index} in {path} diverged: its weights are not finite; leave it out, or choose "
-        "another buffer_path"
-    )
 
 
 def _names(root: Path) -> set[str]:

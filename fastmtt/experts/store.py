@@ -120,7 +120,8 @@ class TrajectoryStore:
         """Read the snapshots `start` and `stop` of expert `index`: two [P] float32 rows, no more.
 
         Raises:
-            FastmttError: No such expert or snapshot, or the file is refused.
+            FastmttError: No such expert or snapshot, the file is refused, or the rows hold nothing
+                to match.
         """
         with self._open(index) as (rows, _):
             snapshots = int(rows.get_shape()[0])
@@ -130,7 +131,9 @@ class TrajectoryStore:
                     f"{stop}; train the experts for more epochs or lower max_start_epoch"
                 )
             # Cloned: the slices lie on the mapped file and would keep all of it alive.
-            return rows[start].clone(), rows[stop].clone()
+            first, last = rows[start].clone(), rows[stop].clone()
+        check_segment(f"expert {index} in {self.path(index)}", start, stop, first, last)
+        return first, last
 
     @contextmanager
     def _open(self, index: int) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -214,6 +217,21 @@ def _well_formed(names: Any, shapes: Any) -> bool:
         and all(isinstance(name, str) for name in names)
         and all(isinstance(s, list) and all(type(n) is int and n >= 0 for n in s) for s in shapes)
     )
+
+
+def check_segment(expert: str, start: int, stop: int, first: Tensor, last: Tensor) -> None:
+    """Refuse two rows of an expert between which there is nothing to match.
+
+    Raises:
+        FastmttError: Weights are not finite, or the rows are equal.
+    """
+    if not (first.isfinite().all() and last.isfinite().all()):
+        complaint = "diverged: its weights are not finite"
+    elif start != stop and torch.equal(first, last):
+        complaint = f"has equal weights in snapshots {start} and {stop}: there is nothing to match"
+    else:
+        return
+    raise FastmttError(f"{expert} {complaint}; leave it out, or choose another buffer_path")
 
 
 def _check_finite(index: int, rows: Tensor) -> None:

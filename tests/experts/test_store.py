@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from fastmtt.errors import FastmttError
 from fastmtt.experts.store import KIND, TrajectoryStore, store_path
+from fastmtt.files import write_safetensors
 
 META: dict[str, Any] = {
     "names": ["w", "b"],
@@ -267,3 +268,18 @@ def test_a_killed_writer_leaves_no_expert_and_is_cleaned_up(tmp_path: Path) -> N
 )
 def test_store_path_is_the_fields(dataset: str, model: str, zca: bool, folder: str) -> None:
     assert store_path("b", dataset, model, zca) == Path(folder)
+
+
+def test_rows_between_which_nothing_can_be_matched_are_refused(tmp_path: Path) -> None:
+    store = TrajectoryStore(tmp_path, META)
+    still = trajectory(0)
+    still[1] = still[0]
+    store.write(0, still)
+    with pytest.raises(FastmttError, match=r"expert 0 in .*expert_00000.*snapshots 0 and 1: there"):
+        store.segment(0, 0, 1)
+    diverged = trajectory(1)
+    diverged[2, 5] = float("nan")
+    write_safetensors(store.path(1), KIND, {"trajectory": diverged}, META)
+    store.segment(1, 0, 1)
+    with pytest.raises(FastmttError, match=r"expert 1 in .*expert_00001.* diverged: its weights"):
+        store.segment(1, 1, 2)
