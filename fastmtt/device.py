@@ -26,6 +26,9 @@ def load_data(config: BaseConfig) -> DataSet:
     name = ("cuda" if there else "cpu") if config.device == "auto" else config.device
     if name != "cpu" and not there:
         raise FastmttError(f"device is {name}, but torch finds no GPU here; use --device cpu")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise FastmttError(f"device is {name}, but the last GPU here is cuda:{last}; choose it")
     memory = available()
     if name != "cpu":
         memory = min(memory, torch.cuda.mem_get_info(torch.device(name))[0])

@@ -8,6 +8,7 @@ is `train_jpeg[train_offsets[i]:train_offsets[i + 1]]`. Decoded once, then kept 
 import hashlib
 import io
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -29,6 +30,7 @@ _PARTS = ("jpeg", "offsets", "labels")
 _DAMAGE = (
     *(OSError, EOFError, ValueError, KeyError, IndexError, MemoryError, SyntaxError),
     *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error),
+    tokenize.TokenError,
 )
 _Arrays = dict[str, NDArray[Any]]
 
@@ -63,6 +65,11 @@ def _decode_archive(path: Path, wanted: Wanted, source: str, show: bool) -> RawI
     arrays = _read_arrays(path)
     test = "test" if "test_jpeg" in arrays else "val"
     names = arrays["classes"] if "classes" in arrays else arrays["wnids"]
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise FastmttError(
+            f"{path} is damaged: its classes are {names.dtype} {list(names.shape)}, wanted a list "
+            "of names"
+        )
     for split in ("train", test):
         _check_split(path, arrays, split, len(names))
     counts = np.bincount(arrays["train_labels"], minlength=len(names))

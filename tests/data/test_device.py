@@ -40,6 +40,14 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         load_data(BaseConfig(dataset="digits", device="cuda"))
 
 
+def test_a_gpu_beyond_the_last_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for number in (2, 99999):
+        with pytest.raises(FastmttError, match=f"device is cuda:{number}, but the last .* cuda:1;"):
+            load_data(BaseConfig(dataset="digits", device=f"cuda:{number}"))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 @pytest.mark.parametrize("zca", [False, True])
 def test_bytes_on_a_gpu_read_as_the_cpus_floats(monkeypatch: pytest.MonkeyPatch, zca: bool) -> None:
