@@ -214,10 +214,14 @@ def test_contrast_is_enough_to_read(browser, pages, scheme):
 
 
 def test_paper_shows_all_and_stays_white(browser, pages):
-    with Opened(browser, pages / "one.html", color_scheme="dark", **size(700)) as page:
+    with Opened(browser, pages / "several.html", color_scheme="dark", **size(700)) as page:
         assert page.pdf().startswith(b"%PDF")  # as printing, it opens what is folded
         assert page.locator("details:not([open])").count() == 0
         page.emulate_media(media="print", color_scheme="dark")
         assert page.locator(".switches:visible, .player:visible").count() == 0
+        beyond = page.locator(".scroll").evaluate_all(
+            "(all) => all.filter((table) => table.scrollWidth > table.clientWidth).length"
+        )
+        assert beyond == 0  # paper cannot be scrolled
         paper = "getComputedStyle(document.body).backgroundColor"
         assert page.evaluate(paper) == "rgb(252, 252, 250)"
