@@ -97,7 +97,7 @@ def _parser(command: str, kind: type[Any]) -> ArgumentParser:
             ["%(prog)s", *(f"[{name.upper()}]" for name in positional), "[--cfg FILE]"]
             + ["[--key value ...]"]
         ),
-        description=f"{docstring_parser.parse(kind.__doc__ or '').short_description} {_SOURCES}",
+        description=f"{_about(kind)} {_SOURCES}",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -113,6 +113,12 @@ def _parser(command: str, kind: type[Any]) -> ArgumentParser:
                     f"--{name}", type=types_of[name], default=defaults[name], help=helps[name]
                 )
     return parser
+
+
+def _about(kind: type[Any]) -> str:
+    """Give what a configuration's docstring says before its keys."""
+    text = docstring_parser.parse(kind.__doc__ or "")
+    return " ".join(filter(None, (text.short_description, text.long_description)))
 
 
 def _helps(kind: type[Any]) -> dict[str, str]:

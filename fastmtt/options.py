@@ -1,13 +1,11 @@
 """What the commands can be told: typed keys with the field's own names, their text for --help."""
 
 import dataclasses
-import math
-import os
-import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from fastmtt.errors import FastmttError
+from fastmtt.ranges import check_ranges
 
 Gradient = Literal["exact", "tesla"] | int
 C = TypeVar("C", bound="BaseConfig")
@@ -63,7 +61,7 @@ class BaseConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +122,8 @@ class DistillConfig(BaseConfig):
         max_experts: Use the first so many experts only (null, all); MTT counts them in each file
             of ten.
         skip_first_eva: Do not evaluate before the first iteration [DATM].
-        gradient: exact, tesla, or the number of last steps a truncated one goes back through
-            (null, the method's).
+        gradient: exact, tesla as in TESLA (arXiv 2211.10586), or the number of last steps a
+            truncated one goes back through (null, the method's).
         segments: Segments in an outer step; their losses' mean is the step's.
         rng: Where batches and augmentation are drawn: counter is equal on every device and
             however segments are grouped, published replays the published programs' order.
@@ -186,7 +184,7 @@ class DistillConfig(BaseConfig):
         return self.train_epochs or self.max_start_epoch - 1 + self.expert_epochs
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
         if self.min_start_epoch >= self.max_start_epoch:
             raise FastmttError(
                 f"min_start_epoch is {self.min_start_epoch} and max_start_epoch "
@@ -273,11 +271,16 @@ class EvaluateConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        _check_ranges(self)
+        check_ranges(self)
         if (self.run is None) == (self.data_dir is None):
             raise FastmttError(
                 "evaluate wants one of a run's folder and data_dir, a published program's file of "
                 f"distilled images; got {'both' if self.run else 'neither'}"
+            )
+        if self.data_dir is not None and self.which != "best":
+            raise FastmttError(
+                f"which is {self.which}, but it chooses among a run's sets and data_dir names one "
+                "file; leave it out"
             )
 
     def applied_to(self, made_with: C) -> C:
@@ -290,58 +293,3 @@ class EvaluateConfig:
         asked = {name: getattr(self, name, None) for name in shared}
         changes = {name: value for name, value in asked.items() if value is not None}
         return dataclasses.replace(made_with, **changes)
-
-
-# The least value of each number; those of _ABOVE must exceed it.
-_LEAST: dict[str, float] = {
-    **dict.fromkeys(("batch_train", "threads", "num_experts", "train_epochs", "ipc", "eval_it"), 1),
-    **dict.fromkeys(("experts_at_once", "num_eval", "batch_syn", "expert_epochs", "syn_steps"), 1),
-    **dict.fromkeys(("max_start_epoch", "max_experts", "gradient", "segments"), 1),
-    **dict.fromkeys(("seed", "Iteration", "epoch_eval_train", "min_start_epoch", "memory"), 0),
-    **dict.fromkeys(("mom", "l2", "lr_img", "lr_lr", "published"), 0),
-    **dict.fromkeys(("held_out", "lr_teacher", "expert_lr", "lr"), 0),
-    "res": 1,
-}
-_ABOVE = {"lr_teacher", "expert_lr", "lr"}
-_MOST: dict[str, float] = {
-    "mom": 1,
-    "published": 100,
-    **dict.fromkeys(("seed", "memory"), 2**63 - 1),
-}
-_MOST_WHOLE = 2**31 - 1  # of whole numbers that _MOST does not name: no machine has more of them
-
-
-def _check_ranges(config: Any) -> None:
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, str):
-            _check_text(name, value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            _check_number(name, value)
-    if config.device is not None and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        raise FastmttError(f"device is {config.device!r}, wanted auto, cpu, cuda or cuda:<number>")
-
-
-def _check_number(name: str, value: float) -> None:
-    least, above = _LEAST[name], name in _ABOVE
-    most = _MOST.get(name, _MOST_WHOLE if isinstance(value, int) else math.inf)
-    if not least <= value <= most or (above and value == least) or math.isinf(value):
-        wanted = f"above {least}" if above else f"at least {least}"
-        wanted += f" and at most {most}" if name in _MOST or value > most else ""
-        raise FastmttError(f"{name} is {_brief(value)}, wanted a number {wanted}")
-
-
-def _check_text(name: str, value: str) -> None:
-    if not value or not value.isprintable():
-        raise FastmttError(f"{name} is {_brief(value)}, wanted text that can be printed")
-    if name == "run_name" and (value in (".", "..") or "/" in value or os.sep in value):
-        raise FastmttError(
-            f"run_name is {_brief(value)}, wanted a folder's name without its path; give the path "
-            "as save_path"
-        )
-
-
-def _brief(value: float | str) -> str:
-    """Give a value as it is written, or its beginning where it is long."""
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {value.bit_length()} bits"
-    return repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."

@@ -18,7 +18,9 @@ from PIL import Image
 from fastmtt import buffer, distill, evaluate, report
 from fastmtt.distillation import Distillation
 from fastmtt.experts.published import unflatten, write_published
+from fastmtt.experts.store import KIND as EXPERT
 from fastmtt.experts.store import TrajectoryStore
+from fastmtt.files import read_safetensors, write_safetensors
 
 NETWORK = "--dataset digits --model ConvNetD1W8 --threads 1 --dsa_strategy crop"
 DISTILL = (
@@ -266,6 +268,7 @@ FLAGS = [
     ("nothing to evaluate", "evaluate", "evaluate wants one of"),
     ("two to evaluate", f"evaluate run --data_dir {IMAGES}", "got both"),
     ("labels of a run", f"evaluate run --label_dir {LABELS}", "label_dir"),
+    ("which of theirs", f"{PUBLISHED} --lr 0.1 --which last", "which is last"),
     ("no such set", "evaluate run --which held_out", "distilled_held_out.safetensors"),
     ("no run", "evaluate tree", "tree is no run"),
     ("another data set", "evaluate run --dataset CIFAR10 --data_path cifar.npz", "space"),
@@ -291,3 +294,17 @@ def test_what_nobody_can_use_is_refused(here: Path, case: Case, capsys) -> None:
     make()
     refused(command, said, capsys)
     assert not MARK.exists()
+
+
+@pytest.mark.parametrize("weight", [float("nan"), 1.0], ids=["NaN", "standing still"])
+def test_experts_with_nothing_to_match_end_a_run(here: Path, weight: float, capsys) -> None:
+    for index in (0, 1):
+        path = here / f"experts/digits/ConvNetD1W8/expert_{index:05d}.safetensors"
+        tensors, meta = read_safetensors(path, EXPERT)
+        rows = torch.full_like(tensors["trajectory"], weight)
+        write_safetensors(path, EXPERT, {"trajectory": rows}, meta)
+    with pytest.raises(SystemExit) as stop:
+        distill.main(f"{MINE} --run_name new".split()[1:])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2
+    assert said.startswith("fastmtt: expert ") and "ConvNetD1W8/expert_0000" in said
