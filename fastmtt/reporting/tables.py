@@ -224,7 +224,7 @@ def _result(run: Run, what: str, note: str, one: Evaluation | Evaluated, trained
 
 
 def _evaluated(run: Run, one: Evaluated) -> Result:
-    note = f"by fastmtt.evaluate, {one.file}" if one.file else "by fastmtt.evaluate"
+    note = f"by fastmtt.evaluate of {one.file}" if one.file else "by fastmtt.evaluate"
     return _result(run, one.name, note, one, _trained(one.model, one.last_epoch))
 
 

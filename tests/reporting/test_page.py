@@ -61,7 +61,7 @@ def test_the_numbers_to_be_read_first(page):
 
 def test_table_of_accuracies(page):
     assert "45.25 ± 0.50 % 46.2 % (−0.95) 55.00 ± 0.25 % 5 0.01 ConvNet, 1001 epochs" in page.text
-    row = "distilled set (best) by fastmtt.evaluate, distilled_best.safetensors 44.50 ± 0.75 %"
+    row = "distilled set (best) by fastmtt.evaluate of distilled_best.safetensors 44.50 ± 0.75 %"
     assert f"{row} 5 0.0125 ConvNetD4, 301 epochs" in page.text
 
 
