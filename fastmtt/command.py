@@ -18,6 +18,7 @@ from fastmtt import interrupts
 from fastmtt.errors import FastmttError
 
 Main = Callable[[list[str] | None], None]
+_GOES_ON = "; with --resume buffer, distill and evaluate go on from what was finished"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -37,7 +38,7 @@ def command(main: Main) -> Callable[..., None]:
             with interrupts.raised() if in_main else nullcontext():
                 main(argv)
         except interrupts.Interrupted as signal:
-            print(f"fastmtt: ended by {signal}; add --resume to go on from here", file=sys.stderr)
+            print(f"fastmtt: ended by {signal}{_GOES_ON}", file=sys.stderr)
             sys.exit(128 + signal.number)
         except Exception as error:
             sentence = _sentence(error)
@@ -58,15 +59,15 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _FULL:
         where = error.filename or "the disk"
         return (
-            f"{where} cannot be written ({error.strerror}); make room and go on with --resume, "
-            "nothing finished is lost"
+            f"{where} cannot be written ({error.strerror}); make room and give the command again"
+            f"{_GOES_ON}"
         )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if _is_want_of_memory(error):
         return (
             f"out of memory{_amount(str(error))}; lower batch_syn, segments, memory, batch_train "
-            "or experts_at_once, or end what else uses memory, and go on with --resume"
+            f"or experts_at_once, or end what else uses memory{_GOES_ON}"
         )
     return None
 

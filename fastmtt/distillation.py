@@ -95,7 +95,11 @@ class Distillation:
             augment,
             config.seed,
         )
-        self.meta = {**identity(dataset, config.model), "versions": versions()}
+        self.meta = {
+            **identity(dataset, config.model),
+            "classes": list(dataset.classes),
+            "versions": versions(),
+        }
         self.iteration, self.evaluated = 0, False
         self.best, self.held_out, self.last = Choice(), Choice(), Choice()
         self.seconds = {"matching": 0.0, "evaluation": 0.0}

@@ -50,9 +50,18 @@ class Subject:
 class Row:
     """One line of the table: what was trained on and how well it went."""
 
-    def __init__(self, name: str, images: int, scores: Scores, lr: float, note: str = "") -> None:
-        """Keep accuracies [networks] as per cent."""
+    def __init__(
+        self,
+        name: str,
+        images: int,
+        scores: Scores,
+        lr: float,
+        note: str = "",
+        epochs: int | None = None,
+    ) -> None:
+        """Keep accuracies [networks] as per cent; ``epochs`` where the protocol's were trained."""
         self.name, self.images, self.lr, self.networks = name, images, lr, len(scores.test)
+        self.epochs = epochs
         self.note = f"lr {lr:.4g}" + (f", {note}" if note else "")
         self.test = _per_cent(scores.test)
         self.held_out = None if scores.held_out is None else _per_cent(scores.held_out)
@@ -65,6 +74,7 @@ class Row:
             "accuracy_std": self.test[1],
             "networks": self.networks,
             "lr": self.lr,
+            "epoch_eval_train": self.epochs,
         }
         if self.held_out is not None:
             found |= {
@@ -162,8 +172,8 @@ def main(argv: list[str] | None = None) -> None:
         kept = KeptScores(folder, digest, resume=asked.resume)
         rows = _train_on_all(subject.name, dataset, synthetic, protocol, asked.compare, kept)
     _tell(subject, config, dataset, rows)
-    how = {"model": config.model, "epoch_eval_train": asked.epoch_eval_train}
-    append_metrics(folder, [{**row.record(), **how, "file": subject.file.name} for row in rows])
+    how = {"model": config.model, "file": subject.file.name}
+    append_metrics(folder, [{**row.record(), **how} for row in rows])
     kept.remove()
 
 
@@ -177,13 +187,14 @@ def _train_on_all(
 ) -> list[Row]:
     count, lr = len(synthetic.images), float(synthetic.lr)
     scores = evaluation.evaluate_distilled(dataset, synthetic, protocol, kept=kept)
-    rows = [Row(name, count, scores, lr)]
+    rows = [Row(name, count, scores, lr, epochs=protocol.epochs)]
     if compare:
         ipc = max(1, count // len(dataset.classes))
         lrs = (evaluation.REAL_LR, lr)
         scores, better = evaluation.evaluate_random(dataset, ipc, lrs, protocol, kept)
         count = ipc * len(dataset.classes)
-        rows.append(Row("random real images", count, scores, better, "the better of two"))
+        note = "the better of two"
+        rows.append(Row("random real images", count, scores, better, note, protocol.epochs))
         scores = evaluation.evaluate_real(dataset, protocol, REAL_STEPS, kept)
         count, lr = len(dataset.train_images), evaluation.REAL_LR
         rows.append(Row("all real training images", count, scores, lr, f"{REAL_STEPS} steps"))

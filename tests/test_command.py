@@ -36,7 +36,7 @@ def test_the_system_s_errors_name_the_file(capsys):
     assert (code, said) == (2, "fastmtt: /some/file: Permission denied\n")
     code, said = ending(capsys, OSError(28, "No space left on device", "/some/file"))
     assert code == 2 and "/some/file cannot be written (No space left on device)" in said
-    assert "make room and go on with --resume" in said
+    assert "make room and give the command again; with --resume buffer, distill" in said
     assert "Input/output error" in ending(capsys, OSError(5, "Input/output error"))[1]
 
 
@@ -94,7 +94,7 @@ def test_signals_end_a_command_with_their_code(number, code):
     finally:
         process.kill()
     assert process.returncode == code
-    assert err == f"fastmtt: ended by {number.name}; add --resume to go on from here\n"
+    assert err.startswith(f"fastmtt: ended by {number.name}; with --resume buffer, distill and")
 
 
 def test_usual_handlers_come_back():
