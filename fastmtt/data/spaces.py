@@ -159,7 +159,7 @@ def load_space(path: str | Path) -> Space:
     tensors, metadata = read_safetensors(path, KIND)
     try:
         if metadata["kind"] == "normalised":
-            return Normalised(metadata["mean"], metadata["std"])
+            return _normalised(metadata["mean"], metadata["std"])
         if metadata["kind"] != "zca" or metadata["eps"] != ZCA_EPS:
             raise ValueError(f"a space of kind {metadata['kind']!r}, eps {metadata.get('eps')}")
         features = tensors["mean_vector"].shape[-1]
@@ -171,8 +171,17 @@ def load_space(path: str | Path) -> Space:
             "transform_inv": square,
         }:
             raise ValueError(f"matrices of shapes {shapes}")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("matrices that are not finite")
         zca = new_zca()
         zca.load_state_dict(tensors)
         return Whitened(zca, metadata["images"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise FastmttError(f"{path} holds no space of ours ({one_line(error)})") from None
+
+
+def _normalised(mean: list[float], std: list[float]) -> Normalised:
+    numbers = all(type(value) in (int, float) for value in [*mean, *std])
+    if not numbers or not len(mean) == len(std) > 0 or min(std) <= 0:
+        raise ValueError(f"a mean {mean} and std {std}")
+    return Normalised(mean, std)

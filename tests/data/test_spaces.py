@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastmtt.data.spaces import Normalised, Space, Whitened, load_space, new_zca
+from fastmtt.data.spaces import KIND, Normalised, Space, Whitened, load_space, new_zca
 from fastmtt.errors import FastmttError
+from fastmtt.files import write_safetensors
 
 
 def pixels(count: int = 40) -> torch.Tensor:
@@ -75,4 +76,32 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_space(path)
     path.write_bytes(whole.replace(b"[60,60]", b"[36,100]", 1).replace(b" ", b"", 1))
     with pytest.raises(FastmttError, match=r"space\.safetensors"):
+        load_space(path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"std": [0.5, 0.0, 1.0]},
+        {"std": [0.5]},
+        {"mean": []},
+        {"mean": "abc"},
+        {"mean": [1, True, 2]},
+    ],
+)
+def test_constants_that_make_no_space_are_refused(tmp_path: Path, changed: dict) -> None:
+    path = tmp_path / "space.safetensors"
+    meta = {"kind": "normalised", "mean": [0.5] * 3, "std": [0.25] * 3, **changed}
+    write_safetensors(path, KIND, {"mean": torch.zeros(3)}, meta)
+    with pytest.raises(FastmttError, match="space.safetensors holds no space of ours"):
+        load_space(path)
+
+
+def test_matrices_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "space.safetensors"
+    names = {"mean_vector": 1, "transform_matrix": 4, "transform_inv": 4}
+    matrices = {name: torch.full((rows, 4), float("nan")) for name, rows in names.items()}
+    meta = {"kind": "zca", "eps": 0.1, "images": "digest"}
+    write_safetensors(path, KIND, matrices, meta)
+    with pytest.raises(FastmttError, match="matrices that are not finite"):
         load_space(path)
