@@ -21,6 +21,7 @@ _LEAST: dict[str, float] = {
 _ABOVE = {"lr_teacher", "expert_lr", "lr"}
 _MOST: dict[str, float] = {
     "mom": 1,
+    "threads": 1024,
     "published": 100,
     **dict.fromkeys(("seed", "memory"), 2**63 - 1),
 }

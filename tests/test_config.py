@@ -164,6 +164,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, config: Any) -> None:
         (["--ipc", "-3"], "ipc is -3, wanted a number at least 1"),
         (["--lr_teacher", "0"], "lr_teacher is 0.0, wanted a number above 0"),
         (["--published", "101"], "published is 101.0, wanted a number at least 0 and at most 100"),
+        (["--threads", "2000"], "threads is 2000, wanted a number at least 1 and at most 1024"),
         (["--seed", "-1"], "seed is -1, wanted a number at least 0"),
         (
             ["--min_start_epoch", "25"],
