@@ -12,7 +12,7 @@ from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
-from fastmtt.experts.published import PublishedBuffer, open_experts
+from fastmtt.experts.published import Experts, PublishedBuffer, open_experts
 from fastmtt.experts.store import TrajectoryStore, store_path
 from fastmtt.experts.trainer import description, identity, train_experts, versions
 from fastmtt.files import sole_user
@@ -38,9 +38,7 @@ def expert_recipe(config: BufferConfig | DistillConfig) -> Recipe:
     )
 
 
-def fill_store(
-    config: BufferConfig | DistillConfig, dataset: DataSet, recipe: Recipe
-) -> TrajectoryStore | PublishedBuffer:
+def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet, recipe: Recipe) -> Experts:
     """Train the experts a store still misses; the store it returns holds them all.
 
     Experts that are there must be of this network, data set and space, long enough, and of this

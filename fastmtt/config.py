@@ -24,6 +24,7 @@ from jsonargparse import ArgumentParser
 from fastmtt.config_file import Entry, read_entries
 from fastmtt.errors import FastmttError
 from fastmtt.files import one_line
+from fastmtt.methods import METHODS
 from fastmtt.options import BaseConfig, BufferConfig, DistillConfig, EvaluateConfig
 from fastmtt.published_config import flag_value, settle
 
@@ -35,7 +36,8 @@ _COMMANDS: dict[str, type[Any]] = {
 _ACTIONS = ("help", "print_config")  # flags that are no keys
 _SOURCES = (
     "A key ends with the program it comes from, where it means the same: MTT (arXiv 2203.11932), "
-    "DATM (2310.05773); without one it is fastmtt's own."
+    "FTD (2211.11004), TESLA (2211.10586), DATM (2310.05773), PAD (2408.03360); "
+    "without one it is fastmtt's own."
 )
 # What YAML 1.1 takes for text, because it wants a dot and a sign: 1e-05, 1.5e3.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -75,6 +77,7 @@ def parse(
             given |= _checked(parser, entry, _typed(entry, types_of[entry.name]), types_of)
     for flag in _known(flags, command, types_of):
         given |= _checked(parser, flag, flag.text, types_of)
+    given = _of_the_method(given, types_of) | given
     try:
         values = parser.parse_args(rest, namespace=parser.parse_object(given, defaults=False))
     except ArgumentError as error:
@@ -113,6 +116,14 @@ def _parser(command: str, kind: type[Any]) -> ArgumentParser:
                     f"--{name}", type=types_of[name], default=defaults[name], help=helps[name]
                 )
     return parser
+
+
+def _of_the_method(given: dict[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Give the choices of the method that is asked for, as far as the command has their keys."""
+    name = given.get("method", "mtt")
+    if name not in METHODS:
+        raise FastmttError(f"method {_short(name)!r} is not known; known: {', '.join(METHODS)}")
+    return {key: value for key, value in METHODS[name].choices.items() if key in known}
 
 
 def _about(kind: type[Any]) -> str:

@@ -14,17 +14,21 @@ from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.distillation import Distillation
 from fastmtt.errors import FastmttError
-from fastmtt.experts.published import PublishedBuffer
-from fastmtt.experts.store import TrajectoryStore
+from fastmtt.experts.published import Experts, open_experts
+from fastmtt.experts.store import store_path
+from fastmtt.experts.trainer import identity
+from fastmtt.labels import Labeller
 from fastmtt.loggers import check_installed, make_logger
 from fastmtt.methods import METHODS
 from fastmtt.ops import backends
 from fastmtt.options import DistillConfig
 from fastmtt.progress import say
 from fastmtt.run import RunFolder, open_run, settle
+from fastmtt.student import make_student
+from fastmtt.student.zoo import make_network
 
 
-def experts_used(config: DistillConfig, store: TrajectoryStore | PublishedBuffer) -> dict[str, Any]:
+def experts_used(config: DistillConfig, store: Experts) -> dict[str, Any]:
     """What ``experts.json`` says of the experts a run matches."""
     used = store.indices()[: config.max_experts or config.num_experts]
     metas = [store.meta(expert) for expert in used]
@@ -53,7 +57,7 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
     store = fill_store(config, dataset, expert_recipe(config))
     seconds["experts"] = time.perf_counter() - begin
     with open_run(config) as run:
-        _begin_or_go_on(distillation, run, config)
+        _begin_or_go_on(distillation, run, config, store)
         run.save_json("experts.json", experts_used(config, store))
         dataset.space.save(run.path / "space.safetensors")
         logger = make_logger(
@@ -68,24 +72,45 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
             run.log(f"published for this setting: {config.published} %")
 
 
-def _begin_or_go_on(distillation: Distillation, run: RunFolder, config: DistillConfig) -> None:
+def _begin_or_go_on(
+    distillation: Distillation, run: RunFolder, config: DistillConfig, store: Experts
+) -> None:
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         run.forget_metrics(0, evaluated=False)
         source = METHODS[config.method].source
         run.log(f"{source}; {distillation.dataset.name} from {distillation.dataset.source}")
+        if config.labels == "soft" or config.pix_init == "samples_predicted_correctly":
+            say("asking the experts for start images and labels")
+            distillation.begin(_labeller(config, distillation.dataset, store))
         return
     distillation.restore(checkpoint)
     run.forget_metrics(distillation.iteration, evaluated=distillation.evaluated)
     run.log(f"goes on at iteration {distillation.iteration}")
 
 
+def _labeller(config: DistillConfig, dataset: DataSet, store: Experts) -> Labeller:
+    """The experts that start images and labels are made with, perhaps another network's."""
+    model = config.model
+    if config.Initialize_Label_With_Another_Model and config.Initialize_Label_Model:
+        model = config.Initialize_Label_Model
+        root = store_path(config.buffer_path, dataset.name, model, config.zca)
+        store = open_experts(root, identity(dataset, model))
+        if not store.indices():
+            raise FastmttError(
+                f"{root} holds no experts of Initialize_Label_Model {model}; train them with "
+                "fastmtt.buffer, or set Initialize_Label_With_Another_Model to false"
+            )
+    network = make_network(model, image_shape=dataset.image_shape, classes=len(dataset.classes))
+    experts = store.indices()[: config.max_experts or config.num_experts]
+    student = make_student(network, dataset.image_shape)
+    return Labeller(student, store, experts, config.Label_Model_Timestamp)
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     """Train missing experts, distil, keep everything in one folder."""
     config = parse("distill", argv)
-    if config.method not in METHODS:
-        raise FastmttError(f"method {config.method!r} is not known; known: {', '.join(METHODS)}")
     config = settle(config)
     check_installed(config.logger)
     begin = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,57 +16,38 @@ from fastmtt.choices import Choices, make_choices
 from fastmtt.data import DataSet
 from fastmtt.environment import peak_memory_mb
 from fastmtt.errors import FastmttError
-from fastmtt.experts.published import PublishedBuffer
-from fastmtt.experts.store import TrajectoryStore
+from fastmtt.experts.published import Experts
 from fastmtt.experts.trainer import identity, versions
 from fastmtt.interrupts import deferred
-from fastmtt.matching import TrajectoryMatcher
-from fastmtt.methods import METHODS
+from fastmtt.keep import but_first, but_smallest
+from fastmtt.labels import Labeller, correct_rows, logits, soft_labels
+from fastmtt.matching import Keep, TrajectoryMatcher
 from fastmtt.options import DistillConfig
 from fastmtt.pace import Pace
 from fastmtt.progress import Meter
 from fastmtt.run import RunFolder, State
+from fastmtt.selection import Selection
+from fastmtt.smoothing import MovingAverage
+from fastmtt.student import make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.sweeps import Gradient
 
 OUTER_MOMENTUM = 0.5  # of the published optimisers of images and learning rate
 
 
-@dataclass
-class Choice:
-    """The best set so far by one criterion.
-
-    Attributes:
-        criterion: accuracy [%] by it.
-        test: test accuracy [%] of that set.
-        iteration: the iteration it was evaluated before; None: none was yet.
-    """
-
-    criterion: float | None = None
-    test: float | None = None
-    iteration: int | None = None
-
-    def improves(self, criterion: float) -> bool:
-        """Whether a set that reaches ``criterion`` is better."""
-        return self.criterion is None or criterion > self.criterion
-
-
 class Distillation:
     """One run: the synthetic set, its optimisers, the matcher, and what was best so far."""
 
     def __init__(self, config: DistillConfig, dataset: DataSet) -> None:
-        """Set everything up as it is before iteration 0, but for the experts."""
+        """Set everything up as it is before iteration 0, but for what experts give."""
         self.config, self.dataset = config, dataset
         self.choices: Choices = make_choices(config.rng, config.seed)
         self.set = synthetic.start(
             dataset, config.ipc, config.pix_init, config.lr_teacher, self.choices
         )
-        self.set.images.requires_grad_()
-        self.set.lr.requires_grad_()
-        self.optimisers = {
-            "images": torch.optim.SGD([self.set.images], config.lr_img, OUTER_MOMENTUM),
-            "lr": torch.optim.SGD([self.set.lr], config.lr_lr, OUTER_MOMENTUM),
-        }
+        self.network = make_network(
+            config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
+        )
         augment = DSA(config.dsa_strategy) if config.dsa else None
         self.plan = Plan(
             config.syn_steps,
@@ -77,14 +57,14 @@ class Distillation:
             dataset.image_shape,
             None if config.no_aug else augment,
         )
+        self.student = make_student(self.network, dataset.image_shape)
         self.matcher = TrajectoryMatcher(
-            make_network(
-                config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
-            ),
+            self.network,
             steps=config.syn_steps,
             batch_size=config.batch_syn,
             gradient=_gradient(config),
             augment=self.plan.augment,
+            keep=_keep(config, self.student.size),
             memory=config.memory,
         )
         self.protocol = evaluation.Protocol(
@@ -95,16 +75,32 @@ class Distillation:
             augment,
             config.seed,
         )
-        self.meta = {
+        self._learn()
+        self.iteration, self.evaluated = 0, False
+        meta = {
             **identity(dataset, config.model),
             "classes": list(dataset.classes),
             "versions": versions(),
         }
-        self.iteration, self.evaluated = 0, False
-        self.best, self.held_out, self.last = Choice(), Choice(), Choice()
+        self.meta = meta
+        self.selections = {"": Selection(dataset.space, meta)}
+        if self.average is not None:
+            self.selections["ema"] = Selection(dataset.space, meta, "ema")
         self.seconds = {"matching": 0.0, "evaluation": 0.0}
 
-    def distil(self, store: TrajectoryStore | PublishedBuffer, run: RunFolder) -> None:
+    def begin(self, labeller: Labeller) -> None:
+        """Start images and labels from experts, where the configuration wants that."""
+        config, made = self.config, self.set
+        if config.pix_init == "samples_predicted_correctly":
+            rows = correct_rows(self.dataset, config.ipc, self.choices, labeller)
+            made.images = self.dataset.train_images[rows.to(made.images.device)].clone()
+        if config.labels == "soft":
+            if config.pix_init == "real":  # the published program asks one expert only, then
+                labeller = labeller.first()
+            made.labels = soft_labels(made.images.detach(), made.labels, labeller)
+        self._learn()
+
+    def distil(self, store: Experts, run: RunFolder) -> None:
         """Iterations up to ``Iteration`` inclusive, evaluated before each ``eval_it``-th.
 
         The published programs evaluate before the last update and never after it; here it is the
@@ -129,7 +125,8 @@ class Distillation:
             with deferred():
                 self._checkpoint()
             raise
-        self._keep("last", self.set.detached(), "last iterate")
+        for line, selection in self.selections.items():
+            selection.keep(run, self.iteration, "last", self._set_of(line), "last iterate")
 
     @property
     def lr(self) -> float:
@@ -137,38 +134,46 @@ class Distillation:
         return float(self.set.lr.detach())
 
     def step(self) -> float:
-        """One outer iteration: match ``segments`` segments, update images and learning rate."""
+        """One outer iteration: match ``segments`` segments, update what is learned."""
         begin = time.perf_counter()
         start, target = self._segments()
+        if self.config.labels == "teacher":
+            self.set.labels = logits(self.student, target[0], self.set.images.detach())
         draws = self.choices.batches(self.iteration, self.plan)
         matched = self.matcher(
-            start, target, self.set.images, self.set.labels, self.set.lr, draws=draws
+            start, target, self.set.images, self.set.targets, self.set.lr, draws=draws
         )
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad()
-        matched.backward()
-        for optimiser in self.optimisers.values():
-            optimiser.step()
         loss = float(matched.detach())
-        self._check(loss)
+        threshold = self.config.threshold
+        passes = threshold is None or loss <= threshold  # not so of NaN
+        if passes:
+            self._update(matched)
+            self._check(loss)
         seconds = time.perf_counter() - begin
         self.seconds["matching"] += seconds
-        self.run.log_metrics(
-            {"iteration": self.iteration, "loss": loss, "lr": self.lr, "seconds": seconds}
-        )
+        record = {"iteration": self.iteration, "loss": loss, "lr": self.lr, "seconds": seconds}
+        self.run.log_metrics(record if passes else {**record, "left_out": True})
         self.iteration, self.evaluated = self.iteration + 1, False
         return loss
 
     def evaluate(self) -> None:
         """Accuracy of fresh networks; keeps the set, its picture and a checkpoint."""
         begin = time.perf_counter()
-        scores = evaluation.evaluate_distilled(
-            self.dataset, self.set, self.protocol, desc=f"evaluate at {self.iteration}"
-        )
+        scores = {line: self._scores(line) for line in self.selections}
         with deferred():
             seconds = time.perf_counter() - begin
             self.seconds["evaluation"] += seconds
-            self._record(scores, seconds)
+            record: dict[str, Any] = {"iteration": self.iteration}
+            for line, selection in self.selections.items():
+                told = selection.take(self.run, self.iteration, self._set_of(line), scores[line])
+                record |= selection.figures(scores[line])
+                name = "accuracy of the average" if line else "accuracy"
+                self.run.log(
+                    f"iteration {self.iteration}: {name} {told} ({self.protocol.networks} "
+                    f"networks, lr {self.lr:.5f})"
+                )
+            record |= {"networks": self.protocol.networks, "lr": self.lr}
+            self.run.log_metrics({**record, "seconds_evaluation": seconds})
             self.evaluated = True
             self._checkpoint()
 
@@ -178,14 +183,14 @@ class Distillation:
         for name, optimiser in self.optimisers.items():
             for state in optimiser.state.values():
                 tensors[f"momentum_{name}"] = state["momentum_buffer"]
+        if self.average is not None:
+            tensors["average"] = self.average.shadow
         return {name: tensor.detach().cpu() for name, tensor in tensors.items()}, {
             **self.meta,
             "iteration": self.iteration,
             "evaluated": self.evaluated,
             "choices": self.choices.state(),
-            "best": asdict(self.best),
-            "held_out": asdict(self.held_out),
-            "last": asdict(self.last),
+            "selections": {line: kept.state() for line, kept in self.selections.items()},
             "seconds": self.seconds,
         }
 
@@ -196,20 +201,22 @@ class Distillation:
             FastmttError: it is of another set, or lacks something.
         """
         tensors, values = state
+        device = self.set.images.device
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         try:
-            with torch.no_grad():
-                for name in ("images", "labels", "lr"):
-                    mine = getattr(self.set, name)
-                    if mine.shape != tensors[name].shape or mine.dtype != tensors[name].dtype:
-                        raise ValueError(f"{name} {tensors[name].dtype} {[*tensors[name].shape]}")
-                    mine.copy_(tensors[name])
+            kept = synthetic.Synthetic(*(tensors[name] for name in ("images", "labels", "lr")))
+            if kept.images.shape != self.set.images.shape:
+                raise ValueError(f"its images are {[*kept.images.shape]}")
+            self.set = kept
+            self._learn()
             for name, optimiser in self.optimisers.items():
                 if f"momentum_{name}" in tensors:
                     _set_momentum(optimiser, tensors[f"momentum_{name}"])
+            if self.average is not None:
+                self.average.shadow = tensors["average"]
             self.choices.restore(values["choices"])
-            self.best, self.held_out, self.last = (
-                Choice(**values[name]) for name in ("best", "held_out", "last")
-            )
+            for line, selection in self.selections.items():
+                selection.restore(values["selections"][line])
             self.seconds = {name: float(values["seconds"][name]) for name in self.seconds}
             self.iteration, self.evaluated = int(values["iteration"]), bool(values["evaluated"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -220,16 +227,42 @@ class Distillation:
 
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` says of a finished run."""
-        return {
+        found: dict[str, Any] = {
             "iterations": self.iteration,
             "seconds": self.seconds,
             "peak_memory_mb": peak_memory_mb(),
-            "accuracy_last": self.last.test,
-            "accuracy_best": self.best.test,
-            "iteration_best": self.best.iteration,
-            "accuracy_held_out_choice": self.held_out.test,
-            "iteration_held_out_choice": self.held_out.iteration,
         }
+        for selection in self.selections.values():
+            found |= selection.summary()
+        return found
+
+    def _learn(self) -> None:
+        """Make what is learned of the set leaves of the graph, with their optimisers."""
+        config = self.config
+        learned = {
+            "images": (self.set.images, config.lr_img, OUTER_MOMENTUM),
+            "lr": (self.set.lr, config.lr_lr, OUTER_MOMENTUM),
+        }
+        if config.labels == "soft" and self.set.labels.is_floating_point():
+            learned["labels"] = (self.set.labels, config.lr_y, config.Momentum_y)
+        self.optimisers = {
+            name: torch.optim.SGD([tensor.requires_grad_()], rate, momentum)
+            for name, (tensor, rate, momentum) in learned.items()
+        }
+        decay = config.ema_decay
+        self.average = None if decay is None else MovingAverage(self.set.images, decay)
+
+    def _update(self, matched: Tensor) -> None:
+        """Descend the loss."""
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad()
+        matched.backward()
+        if self.config.legacy_scale and self.set.images.grad is not None:
+            self.set.images.grad.mul_(0.5)
+        for optimiser in self.optimisers.values():
+            optimiser.step()
+        if self.average is not None:
+            self.average.update(self.set.images)
 
     def _evaluates(self) -> bool:
         config = self.config
@@ -240,61 +273,37 @@ class Distillation:
     def _segments(self) -> tuple[Tensor, Tensor]:
         config = self.config
         segments = self.choices.segments(
-            self.iteration,
-            config.segments,
-            self.experts,
-            config.min_start_epoch,
-            config.max_start_epoch,
+            self.iteration, config.segments, self.experts, *config.start_epochs(self.iteration)
         )
         pairs = [
             self.store.segment(expert, epoch, epoch + config.expert_epochs)
             for expert, epoch in segments
         ]
-        device = self.set.images.device
-        start, target = (torch.stack(rows).to(device) for rows in zip(*pairs, strict=True))
+        images = self.set.images
+        start, target = (torch.stack(rows).to(images) for rows in zip(*pairs, strict=True))
         return start, target
 
-    def _record(self, scores: evaluation.Scores, seconds: float) -> None:
-        """Tell of an evaluation; keep the set's picture, and the set where it is the best."""
-        mean, std = _percent(scores.test)
-        record: dict[str, Any] = {
-            "iteration": self.iteration,
-            "accuracy": mean,
-            "accuracy_std": std,
-            "networks": len(scores.test),
-            "lr": self.lr,
-            "seconds_evaluation": seconds,
-        }
-        told = f"iteration {self.iteration}: accuracy {mean:.2f} ± {std:.2f} %"
+    def _set_of(self, line: str) -> synthetic.Synthetic:
+        """The learned set, or the one whose images are averaged."""
         kept = self.set.detached()
-        picture = f"images_{self.iteration:06d}.png"
-        self.run.save_image_grid(picture, self._pixels(kept))
-        self.run.logger.picture(self.iteration, "distilled", self.run.path / picture)
-        self.last = Choice(mean, mean, self.iteration)
-        if self.best.improves(mean):
-            self.best = self.last
-            self._keep("best", kept, "test accuracy")
-            for name, tensor in asdict(kept).items():
-                self.run.save_pt(f"{name}_best.pt", tensor)
-        if scores.held_out is not None:
-            selecting, spread = _percent(scores.held_out)
-            record |= {"held_out_accuracy": selecting, "held_out_accuracy_std": spread}
-            told += f", on held-out images {selecting:.2f} ± {spread:.2f} %"
-            if self.held_out.improves(selecting):
-                self.held_out = Choice(selecting, mean, self.iteration)
-                self._keep("held_out", kept, "held-out accuracy")
-        self.run.log_metrics(record)
-        self.run.log(
-            f"{told}, of {len(scores.test)} networks; best {self.best.test:.2f} %, lr {self.lr:.5f}"
+        if line == "ema" and self.average is not None:
+            kept.images = self.average.shadow.clone().cpu()
+        return kept
+
+    def _scores(self, line: str) -> evaluation.Scores:
+        device = self.set.images.device
+        first = self._set_of("").to(device) if line and self._released else None
+        return evaluation.evaluate_distilled(
+            self.dataset,
+            self._set_of(line).to(device),
+            self.protocol,
+            desc=f"evaluate{' the average' if line else ''} at {self.iteration}",
+            first=first,
         )
 
-    def _keep(self, name: str, kept: synthetic.Synthetic, chosen_by: str) -> None:
-        meta = {**self.meta, "iteration": self.iteration, "chosen_by": chosen_by}
-        kept.save(self.run.path / f"distilled_{name}.safetensors", meta)
-        self.run.save_image_grid(f"images_{name}.png", self._pixels(kept))
-
-    def _pixels(self, kept: synthetic.Synthetic) -> Tensor:
-        return self.dataset.space.to_pixels(kept.images)
+    @property
+    def _released(self) -> bool:
+        return self.config.ema_eval == "released"
 
     def _checkpoint(self) -> None:
         with self.pace.saving():
@@ -311,17 +320,17 @@ class Distillation:
 
 
 def _gradient(config: DistillConfig) -> Gradient:
-    if config.gradient is None:
-        return METHODS[config.method].gradient
     return config.gradient if isinstance(config.gradient, str) else ("truncated", config.gradient)
 
 
-def _percent(accuracies: Tensor) -> tuple[float, float]:
-    return 100 * float(accuracies.mean()), 100 * float(accuracies.std(correction=0))
+def _keep(config: DistillConfig, size: int) -> Keep | None:
+    if config.keep == "loss":
+        return but_smallest(config.loss_ratio)
+    return but_first(config.depth_ratio, size) if config.keep == "depth" else None
 
 
 def _set_momentum(optimiser: torch.optim.Optimizer, momentum: Tensor) -> None:
     (tensor,) = optimiser.param_groups[0]["params"]
     if momentum.shape != tensor.shape:
-        raise ValueError(f"momentum {[*momentum.shape]} of a tensor {[*tensor.shape]}")
-    optimiser.state[tensor]["momentum_buffer"] = momentum.to(tensor)
+        raise ValueError(f"a momentum is {[*momentum.shape]}")
+    optimiser.state[tensor]["momentum_buffer"] = momentum

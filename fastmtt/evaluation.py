@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,7 @@ def evaluate(
     what: str = "evaluation",
     desc: str = "evaluate",
     kept: Kept | None = None,
+    before: Examples | None = None,
 ) -> Scores:
     """Accuracy of fresh networks trained on ``examples``.
 
@@ -82,6 +84,7 @@ def evaluate(
         what: names the networks' draws; equal names mean equal initial weights.
         desc: shown with the progress.
         kept: networks it holds are not trained again, those that are trained are put there.
+        before: what all networks are trained on first, in the same way; ``kept`` must be None then.
     """
     kept = {} if kept is None else kept
     batch = min(protocol.batch_train, examples.count)
@@ -92,9 +95,14 @@ def evaluate(
     steps = -(-examples.count // batch) * (protocol.epochs + 1)
     with Meter(len(todo) * steps, desc) as meter:
         for name, group in todo:
-            kept[name] = _train_and_test(
-                dataset, examples.of(group), lr, protocol, what, group.tolist(), meter
+            members = group.tolist()
+            theta = _fresh(dataset, protocol, what, members)
+            if before is not None:
+                theta = _trained(theta, dataset, before, lr, protocol, f"{what} before", members)
+            theta = _trained(
+                theta, dataset, examples.of(group), lr, protocol, what, members, meter.step
             )
+            kept[name] = _scores(theta, dataset, protocol)
     parts = [kept[name] for name in names]
     held_out = [part.held_out for part in parts if part.held_out is not None]
     return Scores(
@@ -102,42 +110,52 @@ def evaluate(
     )
 
 
-def _train_and_test(
+def _make(dataset: DataSet, protocol: Protocol) -> nn.Module:
+    return make_network(
+        protocol.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
+    )
+
+
+def _fresh(dataset: DataSet, protocol: Protocol, what: str, members: list[int]) -> Tensor:
+    """Initial weights [S,P] of some of the networks."""
+    make = partial(_make, dataset, protocol)
+    return torch.stack([initial_weights(make, protocol.seed, f"{what} init", m) for m in members])
+
+
+def _trained(
+    theta: Tensor,
     dataset: DataSet,
     examples: Examples,
     lr: float | list[float],
     protocol: Protocol,
     what: str,
     members: list[int],
-    meter: Meter,
-) -> Scores:
-    """Train some of the networks side by side, and score them."""
-
-    def make() -> nn.Module:
-        return make_network(
-            protocol.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
-        )
-
-    student = make_student(make(), dataset.image_shape)
-    weights = [initial_weights(make, protocol.seed, f"{what} init", m) for m in members]
-    theta = train(
-        student,
-        torch.stack(weights).to(examples.images.device),
+    after_step: Callable[[], None] | None = None,
+) -> Tensor:
+    """Train some of the networks side by side by the protocol."""
+    recipe = Recipe(
+        epochs=protocol.epochs + 1,
+        batch_size=min(protocol.batch_train, examples.count),
+        lr=[lr[m] for m in members] if isinstance(lr, list) else [lr] * len(members),
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        decay_after=protocol.epochs // 2 + 1,
+        augment=protocol.augment,
+    )
+    return train(
+        make_student(_make(dataset, protocol), dataset.image_shape),
+        theta.to(examples.images.device),
         examples,
-        Recipe(
-            epochs=protocol.epochs + 1,
-            batch_size=min(protocol.batch_train, examples.count),
-            lr=[lr[m] for m in members] if isinstance(lr, list) else [lr] * len(members),
-            momentum=MOMENTUM,
-            weight_decay=WEIGHT_DECAY,
-            decay_after=protocol.epochs // 2 + 1,
-            augment=protocol.augment,
-        ),
+        recipe,
         seed=protocol.seed,
         what=what,
         members=members,
-        after_step=meter.step,
+        after_step=after_step,
     )
+
+
+def _scores(theta: Tensor, dataset: DataSet, protocol: Protocol) -> Scores:
+    student = make_student(_make(dataset, protocol), dataset.image_shape)
     test = accuracy(student, theta, dataset.test_images, dataset.test_labels)
     if not dataset.held_out:
         return Scores(test, None)
@@ -150,10 +168,22 @@ def evaluate_distilled(
     protocol: Protocol,
     desc: str = "distilled set",
     kept: Kept | None = None,
+    first: Synthetic | None = None,
 ) -> Scores:
-    """Accuracy of networks trained on the distilled set at its own learning rate."""
-    examples = Examples(synthetic.images.detach(), synthetic.targets.detach())
-    return evaluate(dataset, examples, float(synthetic.lr.detach()), protocol, desc=desc, kept=kept)
+    """Accuracy of networks trained on the distilled set at its own learning rate.
+
+    With ``first`` the networks have been trained on that set before, as FTD's released evaluation
+    of its averaged images has it.
+    """
+    lr = float(synthetic.lr.detach())
+    before = None if first is None else _examples(first)
+    return evaluate(
+        dataset, _examples(synthetic), lr, protocol, desc=desc, kept=kept, before=before
+    )
+
+
+def _examples(synthetic: Synthetic) -> Examples:
+    return Examples(synthetic.images.detach(), synthetic.targets.detach())
 
 
 def evaluate_random(

@@ -16,13 +16,20 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("seed", "Iteration", "epoch_eval_train", "min_start_epoch", "memory"), 0),
     **dict.fromkeys(("mom", "l2", "lr_img", "lr_lr", "published"), 0),
     **dict.fromkeys(("held_out", "lr_teacher", "expert_lr", "lr"), 0),
-    "res": 1,
+    **dict.fromkeys(("lr_y", "Momentum_y", "loss_ratio", "depth_ratio", "ema_decay"), 0),
+    **dict.fromkeys(("rho_max", "rho_min", "alpha", "ratio", "init_ratio"), 0),
+    **dict.fromkeys(("rm_easy_ratio_first", "rm_easy_ratio_second", "threshold"), 0),
+    **dict.fromkeys(("add_end_epoch", "rm_epoch_first", "rm_epoch_second"), 0),
+    **dict.fromkeys(("res", "current_max_start_epoch", "expansion_end_epoch"), 1),
+    "Label_Model_Timestamp": -(2**31),
 }
-_ABOVE = {"lr_teacher", "expert_lr", "lr"}
+_ABOVE = {"lr_teacher", "expert_lr", "lr", "threshold", "init_ratio"}
 _MOST: dict[str, float] = {
     "mom": 1,
     "threads": 1024,
     "published": 100,
+    **dict.fromkeys(("Momentum_y", "loss_ratio", "depth_ratio", "ema_decay", "ratio"), 1),
+    **dict.fromkeys(("init_ratio", "rm_easy_ratio_first", "rm_easy_ratio_second"), 1),
     **dict.fromkeys(("seed", "memory"), 2**63 - 1),
 }
 _MOST_WHOLE = 2**31 - 1  # of whole numbers that _MOST does not name: no machine has more of them

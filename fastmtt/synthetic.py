@@ -120,15 +120,16 @@ def start(dataset: DataSet, ipc: int, pix_init: str, lr: float, choices: Choices
     Args:
         dataset: the real data.
         ipc: images a class.
-        pix_init: "real" for random training images, "noise" for N(0,1).
+        pix_init: "real" for random training images; otherwise N(0,1).
         lr: the initial learning rate.
         choices: where randomness comes from.
     """
     count = len(dataset.classes) * ipc
     # drawn in either case: the published programs draw it before they look at pix_init
     images = choices.noise(count, *dataset.image_shape)
-    if pix_init == "real":
+    if pix_init == "real":  # with samples_predicted_correctly they come with the experts
         images = dataset.train_images[real_rows(dataset, ipc, choices)].clone()
     labels = torch.arange(len(dataset.classes)).repeat_interleave(ipc)
-    device = dataset.train_images.device
-    return Synthetic(images.to(device), labels.to(device), torch.tensor(lr, device=device))
+    device, dtype = dataset.train_images.device, dataset.train_images.dtype
+    rate = torch.tensor(lr, device=device, dtype=dtype)
+    return Synthetic(images.to(device, dtype), labels.to(device), rate)

@@ -180,9 +180,10 @@ class PublishedBuffer:
         return self._load(place.path)[place.number]
 
 
-def open_experts(
-    root: str | Path, meta: Mapping[str, Any] | None = None
-) -> TrajectoryStore | PublishedBuffer:
+Experts = TrajectoryStore | PublishedBuffer
+
+
+def open_experts(root: str | Path, meta: Mapping[str, Any] | None = None) -> Experts:
     """Open the experts in a folder, ours or a published program's, by what lies in it.
 
     A folder that is empty or not there yet gives a :class:`TrajectoryStore`, to be written to.

@@ -1,0 +1,121 @@
+"""Keys that several commands share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fastmtt.errors import FastmttError
+from fastmtt.ranges import check_ranges
+
+# Keys by subject, in the order of --help.
+DATA = "dataset data_path subset res download zca"
+NETWORK = "model dsa dsa_strategy batch_train"
+MACHINE = "device backend threads seed"
+EXPERTS = (
+    "rho_max rho_min alpha adaptive sort_method indices_path init_ratio add_end_epoch "
+    "rm_epoch_first rm_epoch_second rm_easy_ratio_first rm_easy_ratio_second ratio remove_strategy"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """What all commands share.
+
+    Attributes:
+        dataset: Data set; an unknown name is answered with the known ones [MTT].
+        data_path: Folder the data lie in, or an .npz archive of JPEG images [MTT].
+        subset: Subset of dataset ImageNet: imagenette, imagewoof, imagefruit, imageyellow,
+            imagemeow or imagesquawk [MTT].
+        res: Height and width images are brought to (null, the data set's own; 128 for ImageNet)
+            [MTT].
+        held_out: Training images of each class kept out of training, to select a set by.
+        download: Fetch the data where they are missing.
+        model: Network, by the field's names: ConvNet, ConvNetD4, ConvNetW32 and so on [MTT].
+        zca: Whiten the images by ZCA instead of normalising them [MTT].
+        dsa: Augment by DSA (differentiable siamese augmentation) [MTT].
+        dsa_strategy: DSA's operations, joined by underscores; one is drawn for each batch [MTT].
+        buffer_path: Folder of the experts' trajectories [MTT].
+        batch_train: Real images, or distilled ones in evaluation, in a training batch [MTT].
+        device: auto, cpu, cuda or cuda:<number>; DATM's list of GPUs is read as auto.
+        backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
+        threads: CPU threads (null, as torch chooses).
+        seed: Seed of every draw; two runs with one seed are equal to the bit.
+        resume: Go on where a killed run stopped, to the bits it would have reached.
+    """
+
+    dataset: str = "CIFAR10"
+    data_path: str = "data"
+    subset: str = "imagenette"
+    res: int | None = None
+    held_out: int = 0
+    download: bool = False
+    model: str = "ConvNet"
+    zca: bool = False
+    dsa: bool = True
+    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
+    buffer_path: str = "buffers"
+    batch_train: int = 256
+    device: str = "auto"
+    backend: Literal["reference", "cpu"] | None = None
+    threads: int | None = None
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertConfig(BaseConfig):
+    """How experts are trained; the keys `buffer` and `distill` share.
+
+    Attributes:
+        method: The method whose choices apply where no key overrides them: mtt, ftd, tesla, datm
+            or pad.
+        num_experts: Number of experts; those already stored are kept, and for a distillation need
+            only be of its network and data [MTT].
+        rho_max: Radius of GSAM's perturbation (null, experts are trained by plain SGD) [FTD].
+        rho_min: The same number; the published schedule between the two is constant [FTD].
+        alpha: GSAM's weight of the part of the gradient it subtracts [FTD].
+        adaptive: GSAM measures each weight by its size [FTD].
+        sort_method: Index file of each class's training images from easy to hard, a name in
+            indices_path or a path (null, no curriculum) [PAD].
+        indices_path: Folder of the index files; fastmtt.scores writes them.
+        init_ratio: Share of each class an expert begins with, easy ones first [PAD].
+        add_end_epoch: Epoch from which it sees all images [PAD].
+        rm_epoch_first: Epoch after which it sees no more of the easiest [PAD].
+        rm_epoch_second: Epoch after which it sees even fewer [PAD].
+        rm_easy_ratio_first: Share of each class that is left out first [PAD].
+        rm_easy_ratio_second: Share that is left out then [PAD].
+        ratio: Share of each class that is left out from the beginning [PAD].
+        remove_strategy: Which are left out so, the hard or the easy ones [PAD].
+    """
+
+    method: str = "mtt"
+    num_experts: int = 100
+    rho_max: float | None = None
+    rho_min: float | None = None
+    alpha: float = 0.4
+    adaptive: bool = True
+    sort_method: str | None = None
+    indices_path: str = "data_indices"
+    init_ratio: float = 1.0
+    add_end_epoch: int = 100
+    rm_epoch_first: int = 40
+    rm_epoch_second: int = 60
+    rm_easy_ratio_first: float = 0.1
+    rm_easy_ratio_second: float = 0.1
+    ratio: float = 0.0
+    remove_strategy: Literal["hard", "easy"] = "hard"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rho_min is not None and self.rho_min != self.rho_max:
+            raise FastmttError(
+                f"rho_min is {self.rho_min} and rho_max {self.rho_max}, wanted one number: with a "
+                "constant learning rate GSAM's radius is constant; leave rho_min out"
+            )
+        if self.ratio and self.sort_method is None:
+            raise FastmttError(
+                f"ratio is {self.ratio}, but nothing says which images are hard; name an index "
+                "file by sort_method (fastmtt.scores writes one)"
+            )

@@ -1,0 +1,102 @@
+"""The keys of `python -m fastmtt.evaluate`."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar
+
+from fastmtt.errors import FastmttError
+from fastmtt.options.base import DATA, MACHINE, NETWORK, BaseConfig
+from fastmtt.ranges import check_ranges
+
+C = TypeVar("C", bound=BaseConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Train fresh networks on a distilled set and test them on real data.
+
+    Keys that are null take what the run was made with.
+
+    Attributes:
+        run: A run's folder, or a file of distilled images of ours (null with data_dir).
+        data_dir: A published program's file of distilled images (images_best.pt) [DATM].
+        label_dir: Its file of labels (null, in the images' file or class by class) [DATM].
+        lr_dir: Its file of the learning rate [DATM].
+        lr: The learning rate to train with (null, the set's own).
+        dataset: Data set to test on [MTT].
+        data_path: Folder the data lie in, or an .npz archive of JPEG images [MTT].
+        subset: Subset of dataset ImageNet [MTT].
+        res: Height and width images are brought to [MTT].
+        download: Fetch the data where they are missing.
+        model: Network to train [MTT].
+        zca: Whiten the images by ZCA [MTT].
+        dsa: Augment by DSA [MTT].
+        dsa_strategy: DSA's operations, joined by underscores [MTT].
+        batch_train: Images in a training batch [MTT].
+        device: auto, cpu, cuda or cuda:<number>.
+        backend: Force one backend: reference or cpu.
+        threads: CPU threads.
+        seed: Seed of every draw.
+        num_eval: Networks trained [MTT].
+        epoch_eval_train: Number of the last epoch, counted from 0 [MTT].
+        compare: Train on as many random real images and on all real images as well.
+        which: A run's set that was best on test images, best on held-out ones, or the last.
+        resume: Go on where a killed evaluation stopped.
+    """
+
+    GROUPS: ClassVar[dict[str, str]] = {
+        "distilled images": "run which data_dir label_dir lr_dir lr",
+        "data": DATA,
+        "network and its batches": NETWORK,
+        "evaluation": "num_eval epoch_eval_train compare",
+        "run": f"{MACHINE} resume",
+    }
+
+    run: str | None = None
+    data_dir: str | None = None
+    label_dir: str | None = None
+    lr_dir: str | None = None
+    lr: float | None = None
+    dataset: str | None = None
+    data_path: str | None = None
+    subset: str | None = None
+    res: int | None = None
+    download: bool | None = None
+    model: str | None = None
+    zca: bool | None = None
+    dsa: bool | None = None
+    dsa_strategy: str | None = None
+    batch_train: int | None = None
+    device: str | None = None
+    backend: Literal["reference", "cpu"] | None = None
+    threads: int | None = None
+    seed: int | None = None
+    num_eval: int = 5
+    epoch_eval_train: int = 1000
+    compare: bool = False
+    which: Literal["best", "held_out", "last"] = "best"
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if (self.run is None) == (self.data_dir is None):
+            raise FastmttError(
+                "evaluate wants one of a run's folder and data_dir, a published program's file of "
+                f"distilled images; got {'both' if self.run else 'neither'}"
+            )
+        if self.data_dir is not None and self.which != "best":
+            raise FastmttError(
+                f"which is {self.which}, but it chooses among a run's sets and data_dir names one "
+                "file; leave it out"
+            )
+
+    def applied_to(self, made_with: C) -> C:
+        """Give the run's configuration with the shared keys that are set here in their place.
+
+        `buffer_path` and `held_out` are the run's alone: another split would be scored on images
+        the set was distilled from.
+        """
+        shared = (field.name for field in dataclasses.fields(BaseConfig))
+        asked = {name: getattr(self, name, None) for name in shared}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        return dataclasses.replace(made_with, **changes)
