@@ -81,8 +81,8 @@ def correct_rows(dataset: DataSet, ipc: int, choices: Choices, labeller: Labelle
                 break
         if len(found) < ipc:
             raise FastmttError(
-                f"the {len(labeller.experts)} experts get {len(found)} images of class {name!r} right, "
-                f"wanted ipc {ipc}; train them longer, lower ipc or set pix_init to real"
+                f"the {len(labeller.experts)} experts get {len(found)} images of class {name!r} "
+                f"right, wanted ipc {ipc}; train them longer, lower ipc or set pix_init to real"
             )
         picked += list(found)
     return torch.tensor(picked)

@@ -83,7 +83,7 @@ class Selection:
     def figures(self, scores: Scores) -> dict[str, float]:
         """An evaluation's figures by their names in ``metrics.jsonl``."""
         names = {"accuracy": scores.test, "held_out_accuracy": scores.held_out}
-        found = {}
+        found: dict[str, float] = {}
         for name, accuracies in names.items():
             if accuracies is not None:
                 mean, std = percent(accuracies)
