@@ -25,13 +25,20 @@ from fastmtt.config_file import Entry, read_entries
 from fastmtt.errors import FastmttError
 from fastmtt.files import one_line
 from fastmtt.methods import METHODS
-from fastmtt.options import BaseConfig, BufferConfig, DistillConfig, EvaluateConfig
+from fastmtt.options import (
+    BaseConfig,
+    BufferConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ScoresConfig,
+)
 from fastmtt.published_config import flag_value, settle
 
 _COMMANDS: dict[str, type[Any]] = {
     "buffer": BufferConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
+    "scores": ScoresConfig,
 }
 _ACTIONS = ("help", "print_config")  # flags that are no keys
 _SOURCES = (
@@ -49,13 +56,15 @@ def parse(command: Literal["buffer"], argv: Sequence[str] | None = None) -> Buff
 def parse(command: Literal["distill"], argv: Sequence[str] | None = None) -> DistillConfig: ...
 @overload
 def parse(command: Literal["evaluate"], argv: Sequence[str] | None = None) -> EvaluateConfig: ...
+@overload
+def parse(command: Literal["scores"], argv: Sequence[str] | None = None) -> ScoresConfig: ...
 def parse(
     command: str, argv: Sequence[str] | None = None
-) -> BufferConfig | DistillConfig | EvaluateConfig:
+) -> BufferConfig | DistillConfig | EvaluateConfig | ScoresConfig:
     """Read a command's configuration from `--cfg FILE --key value ...`.
 
     Args:
-        command: buffer, distill or evaluate.
+        command: buffer, distill, evaluate or scores.
         argv: The arguments; None: the process's.
 
     Warns:

@@ -22,6 +22,8 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("add_end_epoch", "rm_epoch_first", "rm_epoch_second"), 0),
     **dict.fromkeys(("res", "current_max_start_epoch", "expansion_end_epoch"), 1),
     "Label_Model_Timestamp": -(2**31),
+    "networks": 1,
+    "score_epochs": 0,
 }
 _ABOVE = {"lr_teacher", "expert_lr", "lr", "threshold", "init_ratio"}
 _MOST: dict[str, float] = {

@@ -4,5 +4,13 @@ from fastmtt.options.base import BaseConfig, ExpertConfig
 from fastmtt.options.buffer import BufferConfig
 from fastmtt.options.distill import DistillConfig
 from fastmtt.options.evaluate import EvaluateConfig
+from fastmtt.options.scores import ScoresConfig
 
-__all__ = ["BaseConfig", "BufferConfig", "DistillConfig", "EvaluateConfig", "ExpertConfig"]
+__all__ = [
+    "BaseConfig",
+    "BufferConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "ExpertConfig",
+    "ScoresConfig",
+]
