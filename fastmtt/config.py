@@ -3,7 +3,8 @@
 `--cfg FILE --key value`: flags win over the file wherever they stand, values are read as YAML
 (`False` is false, `null` is none, `1e-05` is a number), a bare `--zca` means true. The published
 programs read an override by `type(default)`, where `--zca False` means true. Their own keys and
-spellings are understood, with a warning that names each.
+spellings are understood, with a warning that names each; a file that names no method is told by
+its keys.
 """
 
 import difflib
@@ -32,7 +33,7 @@ from fastmtt.options import (
     EvaluateConfig,
     ScoresConfig,
 )
-from fastmtt.published_config import flag_value, settle
+from fastmtt.published_config import flag_value, is_all_of_imagenet, method_of, settle
 
 _COMMANDS: dict[str, type[Any]] = {
     "buffer": BufferConfig,
@@ -81,12 +82,17 @@ def parse(
     files, flags, rest = _split(list(sys.argv[1:] if argv is None else argv), types_of)
     parser = _parser(command, kind)
     given: dict[str, Any] = {}
-    for file in files:
-        for entry in _known(_last(file), command, types_of):
+    contents = [_last(file) for file in files]
+    for content in contents:
+        for entry in _known(content, command, types_of):
             given |= _checked(parser, entry, _typed(entry, types_of[entry.name]), types_of)
     for flag in _known(flags, command, types_of):
         given |= _checked(parser, flag, flag.text, types_of)
+    if command == "distill" and files and "method" not in given:
+        given["method"] = _told_by(contents)
     given = _of_the_method(given, types_of) | given
+    if is_all_of_imagenet(given):
+        given["dataset"] = "ImageNet1K"
     try:
         values = parser.parse_args(rest, namespace=parser.parse_object(given, defaults=False))
     except ArgumentError as error:
@@ -133,6 +139,14 @@ def _of_the_method(given: dict[str, Any], known: Iterable[str]) -> dict[str, Any
     if name not in METHODS:
         raise FastmttError(f"method {_short(name)!r} is not known; known: {', '.join(METHODS)}")
     return {key: value for key, value in METHODS[name].choices.items() if key in known}
+
+
+def _told_by(contents: list[list[Entry]]) -> str:
+    """Tell the method of files that name none by their keys."""
+    last = contents[-1][-1].file
+    method, sign = method_of({entry.name for content in contents for entry in content})
+    _warn(f"{last} names no method; taken as {method}: {sign}")
+    return method
 
 
 def _about(kind: type[Any]) -> str:

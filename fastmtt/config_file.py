@@ -41,9 +41,13 @@ class Entry:
         """What to put before a sentence about the entry; nothing for a flag."""
         return f"{self.file}, line {self.line}: " if self.file else ""
 
-    def with_value(self, value: str) -> Entry:
-        """Give the entry with another text as its value."""
-        return replace(self, value=value, text=value)
+    def with_value(self, value: str | None) -> Entry:
+        """Give the entry with another text, or null, as its value."""
+        return replace(self, value=value, text="null" if value is None else value)
+
+    def renamed(self, name: str) -> Entry:
+        """Give the entry under another key."""
+        return replace(self, name=name)
 
 
 def read_entries(file: Path) -> list[Entry]:

@@ -1,14 +1,15 @@
 """Keys of the published programs that are none of ours: what each was, what becomes of it.
 
 MTT, FTD, TESLA, DATM, PAD and PDD share most keys, and those are ours too. Of the rest some never
-did anything, some name what happens here anyway, and some name a choice this version does not
-have. A row is lifted by removing it; a key that a command has goes to the command.
+did anything, some name what happens here anyway, some are another spelling of ours, and some name
+a choice this version does not have. A row is lifted by removing it; a key that a command has goes
+to the command. A file of a published program is one without `method`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +29,22 @@ _IGNORED = {
     "force_save": "images are saved at every evaluation, however many there are",
     "load_all": "trajectories are read in place, without loading their files",
     "save_interval": "every expert has a file of its own",
+    "Initialize_Label_Model_Dir": "no published program reads it; buffer_path is searched",
+    **dict.fromkeys(
+        ("add_hard", "rm_easy", "max_ratio", "bins_path"), "PAD's buffer programs do not read it"
+    ),
 }
-_IGNORED_IN_FILES = {"ema_decay": "DATM and PAD do not average images"}
 _IGNORED_BY_EVALUATE = {
     "lr_teacher": "the published evaluation does not read it; lr sets the learning rate",
     "no_aug": "evaluation augments by dsa alone",
 }
+# Keys by the names they had in DATM's first files.
+_RENAMED = {
+    "Initial_Step": "current_max_start_epoch",
+    "learn_end_epoch": "expansion_end_epoch",
+}
+_EMPTY_IS_NULL = ("Initialize_Label_Model", "sort_method")
+_GROWING = ("current_max_start_epoch", "expansion_end_epoch")
 
 
 @dataclass(frozen=True)
@@ -52,62 +63,49 @@ class _Absent:
     switch: tuple[str, bool] | None = None
 
 
-_SOFT_LABELS = _Absent("DATM's learned soft labels")
-_GROWING = "DATM's growing range of start epochs"
-_ANOTHER = "DATM's labels by another network"
-_PART = _Absent("PAD's matching of a part of the weights", (0,))
 _TEXTURE = "MTT's textures"
-_GSAM = _Absent("FTD's GSAM experts")
 _STAGES = _Absent("PDD's stages", (1,))
 _PRUNED = "PDD's pruned experts"
-_CURRICULUM = _Absent("PAD's curriculum of experts")
 
 _ABSENT = {
-    "lr_y": _SOFT_LABELS,
-    "Momentum_y": _SOFT_LABELS,
-    "threshold": _Absent("DATM's bound on the loss of a step"),
-    "Sequential_Generation": _Absent(_GROWING, (False,)),
-    "current_max_start_epoch": _Absent(_GROWING, (), ("Sequential_Generation", True)),
-    "expansion_end_epoch": _Absent(_GROWING, (), ("Sequential_Generation", True)),
-    "Initial_Step": _Absent(_GROWING, (), ("Sequential_Generation", True)),
-    "learn_end_epoch": _Absent(_GROWING, (), ("Sequential_Generation", True)),
-    "Initialize_Label_With_Another_Model": _Absent(_ANOTHER, (False,)),
-    "Initialize_Label_Model": _Absent(_ANOTHER, ("",)),
-    "Initialize_Label_Model_Dir": _Absent(_ANOTHER, ("",)),
-    "Label_Model_Timestamp": _Absent("DATM's labels by an expert's snapshot", (-1,)),
-    "loss_ratio": _PART,
-    "depth_ratio": _PART,
     "texture": _Absent(_TEXTURE, (False,)),
     "canvas_size": _Absent(_TEXTURE, (), ("texture", False)),
     "canvas_samples": _Absent(_TEXTURE, (), ("texture", False)),
     "eval_mode": _Absent("evaluation on several networks, which evaluate does one by one", ("S",)),
     "max_files": _Absent("a number of files of ten experts, for which max_experts stands", (None,)),
-    "ema_decay": _Absent("FTD's averaged images"),
-    "rho_max": _GSAM,
-    "rho_min": _GSAM,
-    "alpha": _GSAM,
-    "adaptive": _GSAM,
     "loss_type": _Absent("TESLA's other losses of experts", ("ce",)),
-    "teacher_label": _Absent("TESLA's labels by an expert", (False,)),
     "random_trajectory": _Absent("TESLA's random trajectories", (False,)),
     "num_intervals": _STAGES,
     "start_interval": _STAGES,
     "start_sampling_epoch": _Absent("PDD's first epoch, for which min_start_epoch stands", (0,)),
     "use-random-pruning": _Absent(_PRUNED, (False,)),
     "sparse-ratio": _Absent(_PRUNED, (0,)),
-    "sort_method": _CURRICULUM,
-    "init_ratio": _CURRICULUM,
-    "add_end_epoch": _CURRICULUM,
-    "rm_epoch_first": _CURRICULUM,
-    "rm_epoch_second": _CURRICULUM,
-    "rm_easy_ratio_first": _CURRICULUM,
-    "rm_easy_ratio_second": _CURRICULUM,
 }
 
-# Values that a key of ours has in the published programs only.
-_ABSENT_VALUES = {
-    ("pix_init", "samples_predicted_correctly"): "DATM's start images that an expert gets right",
-}
+
+def method_of(names: Container[str]) -> tuple[str, str]:
+    """Tell the method of a published file by its keys, and the sign it is told by."""
+    if "loss_ratio" in names:
+        return "pad", "it has loss_ratio"
+    if "Momentum_y" in names:
+        return "datm", "it has Momentum_y but no loss_ratio"
+    return "mtt", "it has neither loss_ratio nor Momentum_y"
+
+
+def is_all_of_imagenet(given: Mapping[str, Any]) -> bool:
+    """Tell whether TESLA's data set ImageNet is meant, all 1000 classes at 64x64; it is said.
+
+    TESLA's program knows no subsets, the others know nothing else.
+    """
+    tesla = given.get("method") == "tesla" and given.get("dataset") == "ImageNet"
+    if not tesla or "subset" in given:
+        return False
+    warnings.warn(
+        "dataset ImageNet is taken as ImageNet1K, which TESLA's program means by it; name a subset "
+        "to distil one",
+        stacklevel=3,
+    )
+    return True
 
 
 def settle(entries: Sequence[Entry], known: Container[str], command: str) -> list[Entry]:
@@ -119,7 +117,7 @@ def settle(entries: Sequence[Entry], known: Container[str], command: str) -> lis
         command: buffer, distill or evaluate.
 
     Returns:
-        The command's own keys, `device` as a name, and those that no table knows.
+        The command's own keys, as the command spells them, and those that no table knows.
 
     Raises:
         FastmttError: Keys name choices that this version does not have; all in one sentence.
@@ -133,14 +131,11 @@ def settle(entries: Sequence[Entry], known: Container[str], command: str) -> lis
             lacking.setdefault(absent, []).append(f"{entry.name}: {entry.text}")
         elif reason := _reason(entry, values, known, command):
             said.append(f"{entry.place}{entry.name} is ignored: {reason}")
-        elif entry.name == "device" and isinstance(entry.value, list):
-            said.append(
-                f"{entry.place}device is a list of GPUs ({entry.text}), taken as auto: one device "
-                "is used"
-            )
-            kept.append(entry.with_value("auto"))
         else:
-            kept.append(entry)
+            ours, note = _as_ours(entry, values, known)
+            kept.append(ours)
+            if note:
+                said.append(f"{entry.place}{entry.name} {note}")
     if lacking:
         source = entries[0].file or "the command line"
         wanted = "; ".join(f"{choice} ({', '.join(keys)})" for choice, keys in lacking.items())
@@ -162,30 +157,64 @@ def flag_value(text: str) -> Any:
 
 
 def _absent_choice(entry: Entry, values: dict[str, Any], known: Container[str]) -> str | None:
-    if entry.name in known:
-        named = entry.value if isinstance(entry.value, str) else None
-        return _ABSENT_VALUES.get((entry.name, named or ""))
     row = _ABSENT.get(entry.name)
-    if row is None or entry.value in row.same or _off(row, values):
+    if entry.name in known or row is None or entry.value in row.same or _off(row, values):
         return None
-    return None if entry.file and entry.name in _IGNORED_IN_FILES else row.choice
+    return row.choice
 
 
 def _reason(
     entry: Entry, values: dict[str, Any], known: Container[str], command: str
 ) -> str | None:
+    """Say why an entry has no effect; None: it has one."""
+    if entry.name == "ema_decay" and entry.file and _learns_labels(values):
+        return "DATM's and PAD's programs do not read it; with method in the file it counts"
     if entry.name in known:
         return None
     if command == "evaluate" and entry.name in _IGNORED_BY_EVALUATE:
         return _IGNORED_BY_EVALUATE[entry.name]
-    if entry.file and entry.name in _IGNORED_IN_FILES:
-        return _IGNORED_IN_FILES[entry.name]
+    if entry.name == "teacher_label" and entry.value is False:
+        return "false is what happens here anyway"
     row = _ABSENT.get(entry.name)
     if row is None:
         return _IGNORED.get(entry.name)
     if row.switch and _off(row, values):
         return f"it has an effect with {row.switch[0]} only"
     return f"{entry.text or 'empty'} is what happens here anyway"
+
+
+def _as_ours(entry: Entry, values: dict[str, Any], known: Container[str]) -> tuple[Entry, str]:
+    """Give an entry as our commands spell it, and what to say of it; empty: nothing."""
+    name, value = entry.name, entry.value
+    if name == "device" and isinstance(value, list):
+        return entry.with_value("auto"), (
+            f"is a list of GPUs ({entry.text}), taken as auto: one device is used"
+        )
+    if name in _RENAMED and _RENAMED[name] in known:
+        ours = entry.renamed(_RENAMED[name])
+        return ours, f"is taken as {ours.name}, its later name{_growing_note(values)}"
+    if name == "teacher_label" and value is True and "labels" in known:
+        return entry.renamed("labels").with_value("teacher"), "is taken as labels: teacher"
+    if name in _EMPTY_IS_NULL and not entry.text and (value == "" or not entry.file):
+        return entry.with_value(None), "is empty, taken as null"
+    if "method" in values and entry.file:
+        return entry, ""
+    if name == "rho_min" and value is not None:
+        return entry, "has no effect of its own: the radius is rho_max all the time, wanted equal"
+    if name == "depth_ratio" and "loss_ratio" in values and "keep" not in values:
+        return entry, "has an effect with keep: depth only; PAD's program reads loss_ratio"
+    if name in _GROWING and _growing_note(values):
+        return entry, _growing_note(values).removeprefix(", which ")
+    return entry, ""
+
+
+def _growing_note(values: dict[str, Any]) -> str:
+    off = values.get("Sequential_Generation") is False
+    return ", which has an effect with Sequential_Generation only" if off else ""
+
+
+def _learns_labels(values: Container[str]) -> bool:
+    return "method" not in values and method_of(values)[0] != "mtt"
 
 
 def _off(row: _Absent, values: dict[str, Any]) -> bool:

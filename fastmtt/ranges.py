@@ -8,7 +8,7 @@ from typing import Any
 
 from fastmtt.errors import FastmttError
 
-# The least value of each number; those of _ABOVE must exceed it.
+# The least value of each number, and the most; those of _ABOVE and _BELOW must not reach it.
 _LEAST: dict[str, float] = {
     **dict.fromkeys(("batch_train", "threads", "num_experts", "train_epochs", "ipc", "eval_it"), 1),
     **dict.fromkeys(("experts_at_once", "num_eval", "batch_syn", "expert_epochs", "syn_steps"), 1),
@@ -26,6 +26,9 @@ _LEAST: dict[str, float] = {
     "score_epochs": 0,
 }
 _ABOVE = {"lr_teacher", "expert_lr", "lr", "threshold", "init_ratio"}
+# At 1 these leave no weight, no image, or an average that stays as it began.
+_BELOW = {"loss_ratio", "depth_ratio", "ratio", "ema_decay"}
+_BELOW |= {"rm_easy_ratio_first", "rm_easy_ratio_second"}
 _MOST: dict[str, float] = {
     "mom": 1,
     "threads": 1024,
@@ -56,9 +59,11 @@ def check_ranges(config: Any) -> None:
 def _check_number(name: str, value: float) -> None:
     least, above = _LEAST[name], name in _ABOVE
     most = _MOST.get(name, _MOST_WHOLE if isinstance(value, int) else math.inf)
-    if not least <= value <= most or (above and value == least) or math.isinf(value):
+    reached = (above and value == least) or (name in _BELOW and value == most)
+    if not least <= value <= most or reached or math.isinf(value):
         wanted = f"above {least}" if above else f"at least {least}"
-        wanted += f" and at most {most}" if name in _MOST or value > most else ""
+        if name in _MOST or value > most:
+            wanted += f" and {'below' if name in _BELOW else 'at most'} {most}"
         raise FastmttError(f"{name} is {_brief(value)}, wanted a number {wanted}")
 
 

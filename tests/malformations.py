@@ -283,9 +283,9 @@ def cases(distill: str, published: str, train: str) -> list[Case]:
         ),
         (
             "config: what is not there",
-            text("c.yaml", "lr_y: 2.0\nipc: 1\n"),
+            text("c.yaml", "texture: true\nipc: 1\n"),
             "distill --cfg c.yaml",
-            "DATM's learned soft labels (lr_y: 2.0)",
+            "MTT's textures (texture: true)",
         ),
         (
             "report: sets and space differ",

@@ -114,8 +114,9 @@ class ExpertConfig(BaseConfig):
                 f"rho_min is {self.rho_min} and rho_max {self.rho_max}, wanted one number: with a "
                 "constant learning rate GSAM's radius is constant; leave rho_min out"
             )
-        if self.ratio and self.sort_method is None:
-            raise FastmttError(
-                f"ratio is {self.ratio}, but nothing says which images are hard; name an index "
-                "file by sort_method (fastmtt.scores writes one)"
-            )
+        for name, plain in (("ratio", 0.0), ("init_ratio", 1.0)):
+            if getattr(self, name) != plain and self.sort_method is None:
+                raise FastmttError(
+                    f"{name} is {getattr(self, name)}, but nothing says which images are hard; "
+                    "name an index file by sort_method (fastmtt.scores writes one)"
+                )

@@ -159,6 +159,12 @@ class DistillConfig(ExpertConfig):
         if low >= high:
             name = "current_" * self.Sequential_Generation + "max_start_epoch"
             return f"min_start_epoch is {low} and {name} {high}, wanted the first below the second"
+        if self.Sequential_Generation and self.current_max_start_epoch > self.max_start_epoch:
+            return (
+                f"current_max_start_epoch is {self.current_max_start_epoch} and max_start_epoch "
+                f"{self.max_start_epoch}, wanted a range that grows: lower the first, or set "
+                "Sequential_Generation to false"
+            )
         if self.max_experts is not None and self.max_experts > self.num_experts:
             return (
                 f"max_experts is {self.max_experts} and num_experts {self.num_experts}, wanted at "
@@ -180,13 +186,36 @@ class DistillConfig(ExpertConfig):
 
     def _choices_at_odds(self) -> str:
         """Say which choices mean nothing together; empty: none."""
+        return self._labels_at_odds() or self._matching_at_odds()
+
+    def _labels_at_odds(self) -> str:
         if self.labels == "soft" and self.pix_init == "noise":
             return "labels are soft, but experts can label no noise: pix_init must not be noise"
+        if self.labels == "teacher" and self.segments > 1:
+            return (
+                f"labels are teacher's, those of the one target of a step, but segments is "
+                f"{self.segments}; set segments to 1, or labels to hard or soft"
+            )
         if self.Initialize_Label_With_Another_Model and self.Initialize_Label_Model is None:
             return (
                 "Initialize_Label_With_Another_Model is true, but Initialize_Label_Model names no "
                 "network; name one or set the first to false"
             )
+        picks = self.pix_init == "samples_predicted_correctly"
+        if self.Initialize_Label_With_Another_Model and self.labels != "soft" and not picks:
+            return (
+                "Initialize_Label_With_Another_Model is true, but experts give neither labels "
+                f"({self.labels}) nor images (pix_init {self.pix_init}); set it to false"
+            )
+        if self.Label_Model_Timestamp != -1 and not picks:
+            return (
+                f"Label_Model_Timestamp is {self.Label_Model_Timestamp}, but with pix_init "
+                f"{self.pix_init} no snapshot but the last is asked; leave it out or set pix_init "
+                "to samples_predicted_correctly"
+            )
+        return ""
+
+    def _matching_at_odds(self) -> str:
         for ratio, keep in ((self.loss_ratio, "loss"), (self.depth_ratio, "depth")):
             if ratio and self.keep == "all":
                 return (

@@ -1,0 +1,91 @@
+"""Choices together: what means nothing is refused in a sentence, everything else is allowed."""
+
+import warnings
+from typing import Any
+
+import pytest
+
+from fastmtt.config import parse
+from fastmtt.errors import FastmttError
+
+
+def refusal(flags: str) -> str:
+    with pytest.raises(FastmttError) as refused:
+        parse("distill", flags.split())
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--labels soft --pix_init noise", "labels are soft, but experts can label no noise"),
+        (
+            "--labels teacher --segments 2",
+            "labels are teacher's, those of the one target of a step, but segments is 2; set "
+            "segments to 1, or labels to hard or soft",
+        ),
+        (
+            "--labels soft --Initialize_Label_With_Another_Model",
+            "Initialize_Label_With_Another_Model is true, but Initialize_Label_Model names no",
+        ),
+        (
+            "--Initialize_Label_With_Another_Model --Initialize_Label_Model VGG11",
+            "Initialize_Label_With_Another_Model is true, but experts give neither labels (hard) "
+            "nor images (pix_init real)",
+        ),
+        ("--Label_Model_Timestamp 3", "Label_Model_Timestamp is 3, but with pix_init real no snap"),
+        (
+            "--method datm --Label_Model_Timestamp 27",
+            "Label_Model_Timestamp is 27, but experts have snapshots 0 to 26; -1 is the last",
+        ),
+        ("--loss_ratio 0.5", "loss_ratio is 0.5, but keep is all weights; set keep to loss"),
+        ("--depth_ratio 0.5", "depth_ratio is 0.5, but keep is all weights; set keep to depth"),
+        ("--legacy_scale", "legacy_scale halves the tesla gradient, but gradient is exact"),
+        ("--method tesla --gradient exact", "legacy_scale halves the tesla gradient, but"),
+        ("--ema_eval released", "ema_eval is released, but no ema_decay averages the images"),
+        ("--rho_max 0.02 --rho_min 0.01", "rho_min is 0.01 and rho_max 0.02, wanted one number"),
+        ("--ratio 0.2", "ratio is 0.2, but nothing says which images are hard; name an index file"),
+        ("--init_ratio 0.75", "init_ratio is 0.75, but nothing says which images are hard"),
+        (
+            "--method datm --max_start_epoch 10",
+            "current_max_start_epoch is 20 and max_start_epoch 10, wanted a range that grows: "
+            "lower the first, or set Sequential_Generation to false",
+        ),
+        (
+            "--method datm --min_start_epoch 20",
+            "min_start_epoch is 20 and current_max_start_epoch 20, wanted the first below",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:rho_min")
+def test_choices_that_mean_nothing_together_are_refused(flags: str, sentence: str) -> None:
+    assert refusal(flags).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        ("--method ftd --labels soft", {"rho_max": 0.01, "ema_decay": 0.999, "labels": "soft"}),
+        (
+            "--method pad --gradient tesla --loss_ratio 0.5",
+            {"gradient": "tesla", "keep": "loss", "legacy_scale": False, "threshold": 1.0},
+        ),
+        ("--method pad --keep depth --depth_ratio 0.5", {"keep": "depth", "labels": "soft"}),
+        ("--method datm --labels teacher --rho_max null", {"rho_max": None, "alpha": 0.3}),
+        ("--method datm --ema_decay 0.99 --ema_eval released", {"ema_decay": 0.99}),
+        ("--method tesla --labels teacher --pix_init noise", {"legacy_scale": True}),
+        ("--method tesla --threshold 1 --segments 4", {"threshold": 1.0, "gradient": "tesla"}),
+        ("--method mtt --sort_method GraNd --ratio 0.1 --remove_strategy easy", {"rho_max": None}),
+        ("--gradient 5 --keep loss --loss_ratio 0.25", {"gradient": 5, "labels": "hard"}),
+        (
+            "--pix_init samples_predicted_correctly --Label_Model_Timestamp 10",
+            {"labels": "hard", "Label_Model_Timestamp": 10},
+        ),
+    ],
+)
+def test_any_choice_goes_with_any_other(flags: str, values: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = parse("distill", flags.split())
+    assert {name: getattr(config, name) for name in values} == values
