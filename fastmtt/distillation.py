@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -204,10 +205,8 @@ class Distillation:
         device = self.set.images.device
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         try:
-            kept = synthetic.Synthetic(*(tensors[name] for name in ("images", "labels", "lr")))
-            if kept.images.shape != self.set.images.shape:
-                raise ValueError(f"its images are {[*kept.images.shape]}")
-            self.set = kept
+            self._check_shapes(tensors)
+            self.set = synthetic.Synthetic(*(tensors[n] for n in ("images", "labels", "lr")))
             self._learn()
             for name, optimiser in self.optimisers.items():
                 if f"momentum_{name}" in tensors:
@@ -263,6 +262,15 @@ class Distillation:
             optimiser.step()
         if self.average is not None:
             self.average.update(self.set.images)
+
+    def _check_shapes(self, tensors: Mapping[str, Tensor]) -> None:
+        """ValueError where a checkpoint's tensors are not of this run's set."""
+        shape, soft = self.set.images.shape, tensors["labels"].is_floating_point()
+        labels = (shape[0], len(self.dataset.classes)) if soft else shape[:1]
+        wanted = {"images": shape, "labels": labels, "lr": (), "average": shape}
+        for name in wanted.keys() & tensors.keys():
+            if tensors[name].shape != wanted[name]:
+                raise ValueError(f"{name} {[*tensors[name].shape]}, wanted {[*wanted[name]]}")
 
     def _evaluates(self) -> bool:
         config = self.config

@@ -11,6 +11,7 @@ from fastmtt.distillation import Distillation
 from fastmtt.errors import FastmttError
 from fastmtt.methods import METHODS
 from fastmtt.options import DistillConfig
+from fastmtt.pace import Pace
 from fastmtt.run import RunFolder
 from fastmtt.student.zoo import make_network
 
@@ -108,6 +109,8 @@ def configured(method, **keys):
         syn_steps=5,
         expert_epochs=2,
         max_start_epoch=4,
+        current_max_start_epoch=1,
+        expansion_end_epoch=2,
         skip_first_eva=True,
         Iteration=2,
     )
@@ -119,5 +122,5 @@ def began(path, config, dataset, experts):
     distillation = Distillation(config, dataset)
     distillation.store = Experts(experts)
     distillation.experts = distillation.store.indices()
-    distillation.run = Remembered(path, distillation)
+    distillation.run, distillation.pace = Remembered(path, distillation), Pace()
     return distillation
