@@ -84,7 +84,8 @@ def evaluate(
         what: names the networks' draws; equal names mean equal initial weights.
         desc: shown with the progress.
         kept: networks it holds are not trained again, those that are trained are put there.
-        before: what all networks are trained on first, in the same way; ``kept`` must be None then.
+        before: what the networks are trained on first, to the bits they would reach on it alone;
+            then they go on on ``examples``, with a new optimiser. ``kept`` must be None then.
     """
     kept = {} if kept is None else kept
     batch = min(protocol.batch_train, examples.count)
@@ -92,16 +93,16 @@ def evaluate(
     groups = torch.arange(protocol.networks).split(at_once)
     names = [f"{desc}: lr {lr!r}, networks {int(g[0])} to {int(g[-1])}" for g in groups]
     todo = [(name, group) for name, group in zip(names, groups, strict=True) if name not in kept]
+    # the first set is drawn from as it is when it stands alone: these are the networks it trains
+    sets = {what: examples} if before is None else {what: before, f"{what} after": examples}
     steps = -(-examples.count // batch) * (protocol.epochs + 1)
-    with Meter(len(todo) * steps, desc) as meter:
+    with Meter(len(todo) * len(sets) * steps, desc) as meter:
         for name, group in todo:
             members = group.tolist()
             theta = _fresh(dataset, protocol, what, members)
-            if before is not None:
-                theta = _trained(theta, dataset, before, lr, protocol, f"{what} before", members)
-            theta = _trained(
-                theta, dataset, examples.of(group), lr, protocol, what, members, meter.step
-            )
+            for draws, given in sets.items():
+                given = given.of(group)
+                theta = _trained(theta, dataset, given, lr, protocol, draws, members, meter.step)
             kept[name] = _scores(theta, dataset, protocol)
     parts = [kept[name] for name in names]
     held_out = [part.held_out for part in parts if part.held_out is not None]
@@ -130,7 +131,7 @@ def _trained(
     protocol: Protocol,
     what: str,
     members: list[int],
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[], None],
 ) -> Tensor:
     """Train some of the networks side by side by the protocol."""
     recipe = Recipe(
