@@ -13,6 +13,7 @@ from tolerances import FINITE_DIFFERENCE, META_GRADIENT
 import fastmtt
 from fastmtt.student import ConvNetStudent, ModuleStudent, make_student
 from fastmtt.student.zoo import ConvNet
+from fastmtt.synthetic import Synthetic
 
 
 def convnet(depth, shape=(3, 16, 16), width=4, classes=3):
@@ -215,3 +216,51 @@ def test_dsa_truth_really_augments():
     p = Problem(convnet(2), steps=12, batch=3, dsa="S")
     kinds = {int(parameters.kind) for parameters in p.draws.parameters}
     assert len(kinds) > 2 and published_dsa.NONE not in kinds
+
+
+class ByHand:
+    """One linear layer without bias, two classes, images of two numbers, theta_0 = 0.
+
+    There p = (1/2, 1/2) for every x, so a step has the gradient g = (p - y) x^T; theta_1 = -lr g.
+    With x = (2, 1), y = (1, 0), lr = 1/2: g = [[-1, -1/2], [1, 1/2]], theta_1 = [[1/2, 1/4],
+    [-1/2, -1/4]]. With theta* = [[1, 0], [0, 1]] the difference e = theta_1 - theta* is
+    [[-1/2, 1/4], [-1/2, -5/4]] and |theta*|^2 = 2.
+    """
+
+    def __init__(self, labels):
+        flat = torch.nn.Flatten()
+        self.module = torch.nn.Sequential(flat, torch.nn.Linear(2, 2, bias=False)).double()
+        self.images = torch.tensor([[[[2.0, 1.0]]]], dtype=torch.float64, requires_grad=True)
+        self.labels = labels
+        self.lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        start = torch.zeros(4, dtype=torch.float64)
+        target = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+        self.given = (start, target, self.images, labels, self.lr)
+
+
+@pytest.mark.parametrize("gradient", ["exact", "tesla"])
+def test_the_loss_is_the_ratio_of_squared_norms_and_its_gradients_are_those_by_hand(gradient):
+    """Items 5 and 6 of the parity list, at N = 1."""
+    by_hand = ByHand(torch.tensor([0]))
+    loss = fastmtt.match_trajectory(by_hand.module, *by_hand.given, steps=1, gradient=gradient)
+    # |e|^2 = 1/4 + 1/16 + 1/4 + 25/16 = 34/16, over |theta*|^2 = 2
+    assert loss.item() == pytest.approx(17 / 16, rel=1e-15)
+    loss.backward()
+    # dL/dlr = -2 <g, e> / 2 = -(1/2 - 1/8 - 1/2 - 5/8)
+    assert by_hand.lr.grad.item() == pytest.approx(3 / 4, rel=1e-15)
+    # dL/dx = -2 lr e^T (p - y) / 2 with p - y = (-1/2, 1/2): e^T (p - y) = (0, -3/4)
+    assert by_hand.images.grad.flatten().tolist() == pytest.approx([0, 3 / 8], abs=1e-16)
+
+
+def test_the_gradient_of_soft_labels_goes_through_their_softmax():
+    """Item 8 of the parity list: labels are learned as logits l, y = softmax(l)."""
+    logits = torch.tensor([[3.0, 1.0]], dtype=torch.float64).log().requires_grad_()
+    synthetic = Synthetic(torch.zeros(1, 1, 1, 2), logits, torch.tensor(0.5))
+    by_hand = ByHand(synthetic.targets)
+    loss = fastmtt.match_trajectory(by_hand.module, *by_hand.given, steps=1)
+    loss.backward()
+    # y = (3/4, 1/4), g = (-1/4, 1/4) x^T, theta_1 = [[1/4, 1/8], [-1/4, -1/8]],
+    # e = [[-3/4, 1/8], [-1/4, -9/8]], |e|^2 = 36/64 + 1/64 + 4/64 + 81/64
+    assert loss.item() == pytest.approx(122 / 128, rel=1e-15)
+    # dL/dy = 2 lr e x / 2 = 1/2 (-11/8, -13/8); through the softmax y * (dL/dy - <y, dL/dy>)
+    assert logits.grad.flatten().tolist() == pytest.approx([3 / 128, -3 / 128], rel=1e-14)
