@@ -1,0 +1,111 @@
+"""The methods as users run them: the distill command on the digits, at a size of seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+import straight_line
+import torch
+from compare import assert_close
+from test_commands import failing
+from tolerances import ROUNDING_32
+
+from fastmtt import buffer, distill
+from fastmtt.data import load
+from fastmtt.experts.store import TrajectoryStore
+from fastmtt.methods import METHODS
+from fastmtt.student.zoo import make_network
+from fastmtt.synthetic import load_synthetic
+
+MODEL = "ConvNetD1W8"
+SMALL = f"--dataset digits --model {MODEL} --threads 1 --dsa_strategy crop_scale --batch_train 128"
+DISTILL = (
+    f"{SMALL} --num_experts 2 --train_epochs 4 --expert_epochs 2 --max_start_epoch 3 "
+    "--current_max_start_epoch 1 --expansion_end_epoch 2 --syn_steps 4 --Iteration 3 --eval_it 2 "
+    "--num_eval 2 --epoch_eval_train 5 --lr_img 10 --batch_syn 8 --expert_lr 0.05 --ipc 2"
+)
+
+
+def distilled(folder: Path, method: str, flags: str = "") -> Path:
+    """The folder of a run; runs of one folder share their experts."""
+    where = f"--method {method} --save_path {folder} --buffer_path {folder}/experts --run_name run"
+    distill.main(f"{DISTILL} {where} {flags}".split())
+    return folder / "digits" / "2" / MODEL / "run"
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_something_finite(tmp_path, method):
+    more = {"tesla": "--labels teacher", "pad": "--loss_ratio 0.3"}.get(method, "")
+    run = distilled(tmp_path, method, more)
+    last, _ = load_synthetic(run / "distilled_last.safetensors")
+    found = records(run)
+    losses = [record["loss"] for record in found if "loss" in record]
+    rates = [record["lr"] for record in found if "loss" in record]
+    assert len(losses) == 4 and all(loss > 0 for loss in losses)
+    assert all(rate > 0 for rate in rates) and len({*rates, 0.01}) > 2, "lr is learned"
+    assert last.images.isfinite().all() and last.images.dtype == torch.float32
+    starts = load("digits", "data", progress=False, zca=method in ("datm", "pad")).train_images
+    distance = (last.images[:, None] - starts[None]).flatten(2).norm(dim=2).min(1).values
+    assert (distance > 1e-4).all(), "every image has left the real one it was"
+    soft = last.labels.is_floating_point()
+    assert soft == (method in ("tesla", "datm", "pad"))
+    assert last.labels.isfinite().all()
+    summary = json.loads((run / "summary.json").read_text())
+    assert ("accuracy_ema_best" in summary) == (method == "ftd")
+    if method == "ftd":
+        average, _ = load_synthetic(run / "distilled_ema_last.safetensors")
+        assert not torch.equal(average.images, last.images) and torch.equal(average.lr, last.lr)
+
+
+OTHER = "--Initialize_Label_With_Another_Model true --Initialize_Label_Model ConvNetD1W6"
+# With a threshold no loss is below, what a run starts from is what it ends with.
+FROZEN = "--method datm --zca false --rho_max null --threshold 1e-6 --Iteration 0"
+
+
+def test_another_networks_experts_give_images_and_labels(tmp_path):
+    made = SMALL.replace(MODEL, "ConvNetD1W6") + f" --buffer_path {tmp_path}/experts --mom 0.9"
+    buffer.main(f"{made} --num_experts 3 --train_epochs 5".split())
+    run = distilled(tmp_path, "datm", f"{FROZEN} {OTHER} --Label_Model_Timestamp 4")
+    found, _ = load_synthetic(run / "distilled_last.safetensors")
+    network = make_network("ConvNetD1W6", image_shape=(1, 8, 8), classes=10).double()
+    store = TrajectoryStore(tmp_path / "experts" / "digits" / "ConvNetD1W6")
+    targets = torch.arange(10).repeat_interleave(2)
+    answers = [
+        straight_line.logits(
+            network, store.segment(expert, 4, 4)[0].double(), found.images.double()
+        ).detach()
+        for expert in range(3)
+    ]
+    # the run asks as many of them as it has experts of its own: num_experts, 2
+    right = torch.stack([given.argmax(1) == targets for given in answers[:2]])
+    assert right.any(0).all(), "each image is one that an expert gets right"
+    weights = right.double() / right.sum(0)
+    want = sum(w[:, None] * given for w, given in zip(weights, answers, strict=False))
+    assert_close(found.labels, want, 20 * ROUNDING_32)
+
+
+def test_another_network_without_experts_is_said(tmp_path, capsys):
+    where = f"--save_path {tmp_path} --buffer_path {tmp_path}/experts --run_name run"
+    said = failing(capsys, distill.main, f"{DISTILL} {where} {FROZEN} {OTHER}")
+    assert "no experts of Initialize_Label_Model ConvNetD1W6" in said
+    assert "fastmtt.buffer" in said
+
+
+def test_a_snapshot_another_networks_experts_lack_is_said(tmp_path, capsys):
+    made = SMALL.replace(MODEL, "ConvNetD1W6") + f" --buffer_path {tmp_path}/experts"
+    buffer.main(f"{made} --num_experts 2 --train_epochs 1".split())
+    where = f"--save_path {tmp_path} --buffer_path {tmp_path}/experts --run_name run"
+    flags = f"{DISTILL} {where} {FROZEN} {OTHER} --Label_Model_Timestamp 3"
+    said = failing(capsys, distill.main, flags)
+    assert "ConvNetD1W6" in said and "snapshots 0 to 1" in said
+
+
+def test_images_of_which_experts_get_too_few_right_are_said(tmp_path, capsys):
+    where = f"--save_path {tmp_path} --buffer_path {tmp_path}/experts --run_name run"
+    flags = f"{DISTILL} {where} {FROZEN} --expert_lr 1e-6 --ipc 100"
+    said = failing(capsys, distill.main, flags)
+    assert "images of class" in said and "wanted ipc 100" in said
