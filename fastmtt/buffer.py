@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 
 from fastmtt.augment import DSA
 from fastmtt.command import command
@@ -12,33 +13,67 @@ from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
+from fastmtt.experts.curriculum import Curriculum, Pruning
+from fastmtt.experts.order import read_order
 from fastmtt.experts.published import Experts, PublishedBuffer, open_experts
 from fastmtt.experts.store import TrajectoryStore, store_path
 from fastmtt.experts.trainer import description, identity, train_experts, versions
 from fastmtt.files import sole_user
 from fastmtt.ops import backends
-from fastmtt.options import BufferConfig, DistillConfig
+from fastmtt.options import BufferConfig, DistillConfig, ExpertConfig
 from fastmtt.progress import say
-from fastmtt.training import Recipe, students_at_once
+from fastmtt.training import Recipe, Schedule, Sharpness, students_at_once
 
 
-def expert_recipe(config: BufferConfig | DistillConfig) -> Recipe:
-    """How the configuration wants experts trained (MTT: constant lr, plain SGD, DSA)."""
+def expert_length(config: BufferConfig | DistillConfig) -> int:
+    """For how many epochs the configuration wants experts trained."""
+    return config.expert_length if isinstance(config, DistillConfig) else config.train_epochs
+
+
+def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Recipe:
+    """How the configuration wants experts trained.
+
+    MTT: constant lr, plain SGD, DSA. FTD: GSAM. PAD: GSAM by a curriculum.
+
+    Raises:
+        FastmttError: the difficulty order is missing or of other images, or two choices of images
+            contradict each other.
+    """
+    # Without a radius GSAM is SGD at twice the cost.
+    radius = config.rho_max
+    gsam = Sharpness(radius, config.alpha, config.adaptive) if radius else None
     augment = DSA(config.dsa_strategy) if config.dsa else None
+    lr = config.expert_lr if isinstance(config, DistillConfig) else config.lr_teacher
+    recipe = Recipe(expert_length(config), config.batch_train, lr, augment=augment)
+    recipe = replace(recipe, sharpness=gsam, schedule=_schedule(config, dataset))
     if isinstance(config, DistillConfig):
-        return Recipe(config.expert_length, config.batch_train, config.expert_lr, augment=augment)
-    return Recipe(
-        config.train_epochs,
-        config.batch_train,
-        config.lr_teacher,
-        config.mom,
-        config.l2,
-        config.train_epochs // 2 + 1 if config.decay else None,
-        augment,
-    )
+        return recipe
+    decay_after = config.train_epochs // 2 + 1 if config.decay else None
+    return replace(recipe, momentum=config.mom, weight_decay=config.l2, decay_after=decay_after)
 
 
-def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet, recipe: Recipe) -> Experts:
+def _schedule(config: ExpertConfig, dataset: DataSet) -> Schedule | None:
+    """PAD's curriculum or fixed pruning, where an order of the images is named."""
+    if config.sort_method is None:
+        return None
+    keys = [field.name for field in fields(Curriculum) if field.name != "order"]
+    if config.ratio:
+        usual = {field.name: field.default for field in fields(config)}
+        both = [key for key in keys if getattr(config, key) != usual[key]]
+        if both:
+            raise FastmttError(
+                f"ratio is {config.ratio}, which leaves images out from the beginning, and "
+                f"{both[0]} is {getattr(config, both[0])}, which is a curriculum's; set ratio to 0 "
+                f"or leave {' and '.join(both)} out"
+            )
+    classes = len(dataset.classes)
+    order = read_order(config.sort_method, config.indices_path, dataset.train_labels, classes)
+    if config.ratio:
+        return Pruning(order, config.ratio, config.remove_strategy)
+    return Curriculum(order, **{key: getattr(config, key) for key in keys})
+
+
+def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet) -> Experts:
     """Train the experts a store still misses; the store it returns holds them all.
 
     Experts that are there must be of this network, data set and space, long enough, and of this
@@ -46,16 +81,18 @@ def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet, recipe: R
     programs' replay buffers are read where they lie, and not added to.
 
     Raises:
-        FastmttError: experts that do not fit, or a folder that cannot be written to.
+        FastmttError: experts that do not fit, a recipe that cannot be followed, or a folder that
+            cannot be written to.
     """
     root = store_path(config.buffer_path, dataset.name, config.model, config.zca)
     kind = identity(dataset, config.model)
     there = open_experts(root, kind)
     takes_any = isinstance(config, DistillConfig) or isinstance(there, PublishedBuffer)
-    if takes_any and not there.missing(config.num_experts, recipe.epochs):
+    if takes_any and not there.missing(config.num_experts, expert_length(config)):
         made_by = there.meta(0)["recipe"]
         say(f"{root}: all {config.num_experts} experts are there, the first by {made_by}")
         return there
+    recipe = expert_recipe(config, dataset)
     made_by = description(recipe, config.dsa_strategy, config.seed, config.held_out)
     store = TrajectoryStore(root, {**kind, "recipe": made_by})
     at_once = config.experts_at_once if isinstance(config, BufferConfig) else None
@@ -110,7 +147,7 @@ def _missing(
             raise
         raise FastmttError(
             f"{error}; or set num_experts to the {len(store.indices())} experts there, or "
-            "expert_lr, seed and batch_train to theirs"
+            "expert_lr, seed, batch_train, rho_max and sort_method to theirs"
         ) from None
 
 
@@ -119,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train what is missing of ``num_experts`` experts; a killed run goes on where it was."""
     config = parse("buffer", argv)
     with backends.use(config.backend):
-        fill_store(config, load_data(config), expert_recipe(config))
+        fill_store(config, load_data(config))
 
 
 if __name__ == "__main__":

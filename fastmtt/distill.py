@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from fastmtt.buffer import expert_recipe, fill_store
+from fastmtt.buffer import fill_store
 from fastmtt.command import command
 from fastmtt.config import parse
 from fastmtt.data import DataSet
@@ -54,7 +54,7 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
     """Everything behind the data: experts, distillation, summary."""
     distillation = Distillation(config, dataset)  # finds mistakes before hours of training
     begin = time.perf_counter()
-    store = fill_store(config, dataset, expert_recipe(config))
+    store = fill_store(config, dataset)
     seconds["experts"] = time.perf_counter() - begin
     with open_run(config) as run:
         _begin_or_go_on(distillation, run, config, store)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from fastmtt import draws
+from fastmtt import draws, ops
 from fastmtt.augment import DSA
 from fastmtt.student import Student
 
@@ -75,6 +75,37 @@ class Examples:
 
 
 @dataclass(frozen=True)
+class Sharpness:
+    """GSAM: the step's gradient is taken uphill, less what leads away from it there.
+
+    Each student's weights w climb by e = rho * w^2 g / || |w| g || (adaptive) or rho * g / ||g||;
+    with the gradient g' there, its direction is g' - alpha * (g - <g, g'> g' / ||g'||^2). It is
+    FTD's optimiser (arXiv 2211.11004); alpha 0 makes it SAM, or ASAM where adaptive.
+
+    Attributes:
+        rho: radius of the climb.
+        alpha: weight of what is subtracted.
+        adaptive: measure each weight by its size.
+    """
+
+    rho: float
+    alpha: float
+    adaptive: bool = True
+
+
+class Schedule(Protocol):
+    """Which examples are seen in which epoch."""
+
+    def rows(self, epoch: int) -> Tensor:
+        """The epoch's rows of the examples, counted from 0: int64 [m], each once."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What must be equal for the rows to be, as JSON values."""
+        ...
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How students are trained: SGD over shuffled epochs, the last partial batch kept.
 
@@ -87,6 +118,8 @@ class Recipe:
         decay_after: index of the epoch after which lr drops to a tenth and the momentum is
             forgotten, as a new optimiser would; None for a constant lr.
         augment: DSA on every batch, or None.
+        sharpness: GSAM's direction in place of the gradient, or None.
+        schedule: which examples an epoch sees, or None for all.
     """
 
     epochs: int
@@ -96,6 +129,13 @@ class Recipe:
     weight_decay: float = 0.0
     decay_after: int | None = None
     augment: DSA | None = None
+    sharpness: Sharpness | None = None
+    schedule: Schedule | None = None
+
+    def steps(self, epoch: int, count: int) -> int:
+        """Steps an epoch takes over so many examples."""
+        seen = count if self.schedule is None else len(self.schedule.rows(epoch))
+        return -(-seen // self.batch_size)
 
 
 def train(
@@ -140,7 +180,7 @@ def train(
         lr = lr * 0.1
     for epoch in range(epochs_done, recipe.epochs):
         for x, y in _batches(examples, recipe, seed, what, members, epoch):
-            _, direction, _ = student.gradient(theta, x, y)
+            direction = _direction(student, theta, x, y, recipe.sharpness)
             if recipe.weight_decay:
                 direction = direction.add_(theta, alpha=recipe.weight_decay)
             if recipe.momentum:
@@ -181,6 +221,22 @@ _TEST_BATCH = 128
 _PLANES = 2**16  # pixels of one channel, over the images of a step
 
 
+def _direction(
+    student: Student, theta: Tensor, x: Tensor, y: Tensor, sharpness: Sharpness | None
+) -> Tensor:
+    """Where a step leads [S,P]: the gradient, or GSAM's direction from two of them."""
+    _, g, _ = student.gradient(theta, x, y)
+    if sharpness is None:
+        return g
+    # One student at a time: in company, several threads would sum its weights in another order.
+    rho, alpha, adaptive = sharpness.rho, sharpness.alpha, sharpness.adaptive
+    pairs = zip(theta.split(1), g.split(1), strict=True)
+    uphill = torch.cat([ops.gsam_perturb(w, d, rho, adaptive) for w, d in pairs])
+    _, there, _ = student.gradient(uphill, x, y)
+    pairs = zip(g.split(1), there.split(1), strict=True)
+    return torch.cat([ops.gsam_combine(one, other, alpha) for one, other in pairs])
+
+
 def _batches(
     examples: Examples,
     recipe: Recipe,
@@ -190,7 +246,9 @@ def _batches(
     epoch: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     shuffles = [draws.stream(seed, f"{what} shuffle", m, epoch) for m in members]
-    orders = torch.stack([torch.from_numpy(r.permutation(examples.count)) for r in shuffles])
+    schedule = recipe.schedule
+    seen = torch.arange(examples.count) if schedule is None else schedule.rows(epoch)
+    orders = torch.stack([seen[torch.from_numpy(r.permutation(len(seen)))] for r in shuffles])
     streams = [draws.stream(seed, f"{what} dsa", m, epoch) for m in members]
     for rows in orders.split(recipe.batch_size, dim=1):
         x, y = examples.pick(rows.to(examples.images.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
@@ -38,8 +39,11 @@ def identity(dataset: DataSet, network: str) -> dict[str, Any]:
 
 
 def description(recipe: Recipe, strategy: str, seed: int, held_out: int) -> dict[str, Any]:
-    """The recipe as it is stored beside a trajectory; equal ones make equal experts."""
-    made = {
+    """The recipe as it is stored beside a trajectory; equal ones make equal experts.
+
+    What a recipe does without is not named, so that experts made before there was any still fit.
+    """
+    made: dict[str, Any] = {
         "batch_train": recipe.batch_size,
         "lr_teacher": recipe.lr,
         "mom": recipe.momentum,
@@ -48,7 +52,11 @@ def description(recipe: Recipe, strategy: str, seed: int, held_out: int) -> dict
         "dsa_strategy": strategy if recipe.augment is not None else "none",
         "seed": seed,
     }
-    return {**made, "held_out": held_out} if held_out else made
+    if held_out:
+        made["held_out"] = held_out
+    if recipe.sharpness is not None:
+        made |= asdict(recipe.sharpness)
+    return made if recipe.schedule is None else made | recipe.schedule.describe()
 
 
 def versions() -> dict[str, str]:
@@ -99,8 +107,8 @@ def train_experts(
     examples = Examples(dataset.train_images, dataset.train_labels)
     begun = {e: _begin(store, e, make, seed, student.size) for e in experts}
     groups = list(_groups(experts, begun, at_once))
-    steps = -(-examples.count // recipe.batch_size)
-    left = sum(recipe.epochs - begun[group[0]].epochs for group in groups) * steps
+    steps = [recipe.steps(epoch, examples.count) for epoch in range(recipe.epochs)]
+    left = sum(sum(steps[begun[group[0]].epochs :]) for group in groups)
     found: dict[int, float] = {}
     with Meter(left, "experts") as meter:
         for group in groups:
