@@ -115,8 +115,10 @@ _AT_ONCE = {"cpu": 2**23, "cuda": 2**27}
 def _norms(gradients: _Gradients, theta: Tensor, images: Images, labels: Tensor) -> Tensor:
     """Norms [S,n] of what ``gradients(weights [P], x [b,...], y [b])`` gives as [b,P]."""
     size = max(1, _AT_ONCE.get(theta.device.type, 2**23) // theta.shape[1])
+    # Cloned: a row's place in memory, and by it the last bit, would depend on the rows before it.
+    networks = [weights.clone() for weights in theta]
     parts = [
-        torch.stack([gradients(weights, x, y).norm(dim=1) for weights in theta])
+        torch.stack([gradients(weights, x, y).norm(dim=1) for weights in networks])
         for x, y in zip(images.split(size), labels.split(size), strict=True)
     ]
     return torch.cat(parts, dim=1)

@@ -21,9 +21,9 @@ class ScoresConfig(BaseConfig):
         networks: Networks whose scores are averaged; those of a file to resume are kept.
         score_epochs: Epochs a network is trained before grand or el2n [PAD's program].
         train_epochs: Epochs of training that forgetting watches, or that come before uncertainty.
-        lr_teacher: The networks' learning rate [MTT's buffer].
-        mom: Their momentum [MTT's buffer].
-        l2: Their weight decay [MTT's buffer].
+        lr_teacher: The networks' learning rate.
+        mom: Their momentum; as in evaluation, for experts' plain SGD is not far after ten epochs.
+        l2: Their weight decay; as in evaluation.
         indices_path: Folder of the index files, where buffer and distill find them by sort_method.
     """
 
@@ -40,8 +40,8 @@ class ScoresConfig(BaseConfig):
     score_epochs: int = 10
     train_epochs: int = 50
     lr_teacher: float = 0.01
-    mom: float = 0.0
-    l2: float = 0.0
+    mom: float = 0.9
+    l2: float = 5e-4
     indices_path: str = "data_indices"
 
     @property
