@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from fastmtt import buffer, distill
+from fastmtt.config import parse
+from fastmtt.device import load_data
+from fastmtt.experts.order import write_order
 from fastmtt.files import read_safetensors
 from fastmtt.run import KIND
 
@@ -121,14 +124,19 @@ def run_and_kill(
 
 
 def end_often(
-    tmp_path: Path, main: Callable[[list[str]], None], flags: str, times: int, end: int
+    tmp_path: Path,
+    main: Callable[[list[str]], None],
+    flags: str,
+    times: int,
+    end: int,
+    kills: int = 10,
 ) -> None:
     """Compare runs, one seed after another, until so many were ended before they were done."""
     done = turn = 0
     while done < times:
         turn += 1
         assert turn <= times + 3, f"only {done} of {turn} runs could be ended in time"
-        done += run_and_kill(tmp_path / str(turn), main, f"{flags} --seed {turn}", 10, end)
+        done += run_and_kill(tmp_path / str(turn), main, f"{flags} --seed {turn}", kills, end)
     print(f"{done} of {turn} runs' processes were ended")
 
 
@@ -145,6 +153,34 @@ def test_ended_runs_reach_the_bits_of_one_left_alone(tmp_path, main, flags, end)
 
 def test_the_published_order_of_draws_goes_on_too(tmp_path):
     end_often(tmp_path, distill.main, f"{DISTILL} --rng published --batch_syn 4", 1, signal.SIGTERM)
+
+
+SHORT = "--Iteration 12 --eval_it 5 --epoch_eval_train 5 --zca false"
+METHODS = {
+    # the loss is about the threshold, so that some steps are left out
+    "datm": "--threshold 0.6 --current_max_start_epoch 1 --expansion_end_epoch 10 --ipc 2 "
+    "--batch_syn 8 --lr_y 0.5 --lr_teacher 0.05 --expert_lr 0.02",
+    "ftd": "--ema_decay 0.9",
+    "tesla": "--labels teacher",
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_go_on_with_labels_averages_and_gates(tmp_path, method):
+    flags = f"{DISTILL} --method {method} {SHORT} {METHODS[method]}"
+    end_often(tmp_path, distill.main, flags, 1, signal.SIGKILL, kills=3)
+    (metrics,) = tmp_path.glob("1/alone/runs/digits/*/*/run/metrics.jsonl")
+    steps = [r for r in map(json.loads, metrics.read_text().splitlines()) if "loss" in r]
+    assert len(steps) == 13
+    assert len({record.get("left_out", False) for record in steps}) == 1 + (method == "datm")
+
+
+def test_gsam_by_a_curriculum_goes_on_too(tmp_path):
+    labels = load_data(parse("buffer", BUFFER.split())).train_labels
+    write_order(tmp_path / "hard.pt", [(labels == k).nonzero().flatten() for k in range(10)])
+    choices = "--rho_max 0.1 --init_ratio 0.4 --add_end_epoch 4 --rm_epoch_first 6 "
+    choices += f"--rm_epoch_second 8 --sort_method {tmp_path}/hard.pt"
+    end_often(tmp_path, buffer.main, f"{BUFFER} {choices}", 2, signal.SIGKILL)
 
 
 @pytest.mark.slow
