@@ -1,0 +1,171 @@
+"""The configurations in configs/: one for every published experiment, its values by hand."""
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from published_rows import ROWS, means, names_of
+
+from fastmtt.config import parse
+from fastmtt.methods import METHODS
+from fastmtt.options import DistillConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.glob("*/*.yaml"))
+# Epochs of the experts that the methods' programs train.
+LENGTHS = {"mtt": 50, "ftd": 50, "tesla": 50, "datm": 100, "pad": 100}
+SETS = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "Tiny": "tiny"}
+
+# file, syn_steps, expert_epochs, max_start_epoch, batch_syn, zca, lr_img, lr_lr, lr_teacher,
+# accuracy; FTD: alpha and ema_decay before it.
+MTT = """\
+cifar10_ipc1    50 2  2   - yes   100 1e-7 .01  46.2
+cifar10_ipc10   30 2 20   - yes   100 1e-5 .001 65.4
+cifar10_ipc50   30 2 40   - no   1000 1e-5 .001 71.6
+cifar100_ipc1   20 3 20   - yes  1000 1e-5 .01  24.3
+cifar100_ipc10  20 2 20   - no   1000 1e-5 .01  39.7
+cifar100_ipc50  80 2 40 125 yes  1000 1e-5 .01  47.7
+tiny_ipc1       10 2 10   - no  10000 1e-4 .01   8.8
+tiny_ipc10      20 2 40 200 no  10000 1e-4 .01  23.2
+tiny_ipc50      20 2 40 300 no  10000 1e-4 .01  28.0
+imagenette_ipc1  20 2 10  - no 100000 1e-6 .01  47.7
+imagenette_ipc10 20 2 10 20 no 100000 1e-6 .01  63.0
+imagewoof_ipc1   20 2 10  - no 100000 1e-6 .01  28.6
+imagewoof_ipc10  20 2 10 20 no 100000 1e-6 .01  35.8
+imagefruit_ipc1  20 2 10  - no 100000 1e-6 .01  26.6
+imagefruit_ipc10 20 2 10 20 no 100000 1e-6 .01  40.3
+imageyellow_ipc1 20 2 10  - no 100000 1e-6 .01  45.2
+imageyellow_ipc10 20 2 10 20 no 100000 1e-6 .01 60.0
+imagemeow_ipc1   20 2 10  - no 100000 1e-6 .01  30.7
+imagemeow_ipc10  20 2 10 20 no 100000 1e-6 .01  40.4
+imagesquawk_ipc1  20 2 10 - no 100000 1e-6 .01  39.4
+imagesquawk_ipc10 20 2 10 20 no 100000 1e-6 .01 52.3
+"""
+FTD = """\
+cifar10_ipc1    50 2  2    - yes   100 1e-7 .01  .3 .9999 46.8
+cifar10_ipc10   30 2 20    - yes   100 1e-5 .001 .3 .9995 66.6
+cifar10_ipc50   30 2 40    - yes  1000 1e-5 .01   1 .999  73.8
+cifar100_ipc1   40 3 20    - yes  1000 1e-5 .01   1 .9995 25.2
+cifar100_ipc10  20 2 40    - yes  1000 1e-5 .01   1 .9995 43.4
+cifar100_ipc50  80 2 40 1000 yes  1000 1e-5 .01   1 .999  50.7
+tiny_ipc1       30 2 10    - no  10000 1e-4 .01   1 .999  10.4
+tiny_ipc10      20 2 40  500 no  10000 1e-4 .01   1 .999  24.5
+imagenette_ipc1  20 2 10  64 no  10000 1e-4 .01   1 .999  52.2
+imagenette_ipc10 20 2 10  64 no  10000 1e-4 .01   1 .999  67.7
+imagewoof_ipc1   20 2 10  64 no  10000 1e-4 .01   1 .999  30.1
+imagewoof_ipc10  20 2 10  64 no  10000 1e-4 .01   1 .999  38.8
+imagefruit_ipc1  20 2 10  64 no  10000 1e-4 .01   1 .999  29.1
+imagefruit_ipc10 20 2 10  64 no  10000 1e-4 .01   1 .999  44.9
+imagemeow_ipc1   20 2 10  64 no  10000 1e-4 .01   1 .999  33.8
+imagemeow_ipc10  20 2 10  64 no  10000 1e-4 .01   1 .999  43.3
+"""
+TESLA = """\
+cifar10_ipc1    50 2  5   - no   1000 1e-7 .01 48.5
+cifar100_ipc50  80 2 40 125 yes  1000 1e-5 .01 47.9
+imagenet1k_ipc1 10 3 10 100 no  10000 1e-4 .01  7.7
+"""
+TABLES = {"mtt": MTT, "ftd": FTD, "tesla": TESLA}
+_KEYS = [
+    "syn_steps",
+    "expert_epochs",
+    "max_start_epoch",
+    "batch_syn",
+    "zca",
+    "lr_img",
+    "lr_lr",
+    "lr_teacher",
+]
+ACCURACIES = {
+    "datm": [46.9, 66.8, 76.1, 83.5, 85.5, 27.9, 47.2, 55.0, 57.5, 17.1, 31.1, 39.7],
+    "pad": [47.2, 67.4, 77.0, 84.6, 86.7, 28.4, 47.8, 55.9, 58.5, 17.7, 32.3, 41.6],
+}
+
+
+@functools.cache
+def read(path: Path) -> DistillConfig:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # our own files have no quirk
+        return parse("distill", ["--cfg", str(path)])
+
+
+def label(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+def network_of(name: str) -> str:
+    if name.startswith(("tiny", "imagenet1k")):
+        return "ConvNetD4"
+    return "ConvNetD5" if name.startswith("image") else "ConvNet"
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_every_file_is_read_without_a_word_and_fits_its_place(path: Path) -> None:
+    config = read(path)
+    assert config.method == path.parent.name and config.method in METHODS
+    assert path.stem.rpartition("_ipc")[2] == str(config.ipc)
+    stem = path.stem.rpartition("_")[0]
+    assert stem == (config.subset if config.dataset == "ImageNet" else config.dataset.lower())
+    last = config.max_start_epoch - 1 + config.expert_epochs
+    assert last == config.expert_length <= LENGTHS[config.method]
+    assert path.read_text().startswith("# ")
+    assert (config.published is None) == (config.dataset == "digits")
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_a_file_repeats_nothing_of_its_methods_row(path: Path) -> None:
+    row = METHODS[path.parent.name].choices
+    values = yaml.safe_load(path.read_text())
+    repeated = {name for name in values if name in row and row[name] == values[name]}
+    assert repeated <= {*_KEYS, "alpha", "ema_decay"}  # what the published tables list
+
+
+@pytest.mark.parametrize("method", TABLES)
+def test_the_tables_of_mtt_ftd_and_tesla(method: str) -> None:
+    files = {path.stem for path in (CONFIGS / method).glob("*.yaml")} - {"digits_ipc1"}
+    rows = [line.split() for line in TABLES[method].splitlines()]
+    assert {row[0] for row in rows} == files
+    for name, *cells in rows:
+        config = read(CONFIGS / method / f"{name}.yaml")
+        keys = [*_KEYS, *(["alpha", "ema_decay"] if method == "ftd" else []), "published"]
+        wanted: dict[str, Any] = {
+            key: {"-": None, "yes": True, "no": False}[cell]
+            if cell in ("-", "yes", "no")
+            else float(cell)
+            for key, cell in zip(keys, cells, strict=True)
+        }
+        assert {key: getattr(config, key) for key in keys} == wanted, name
+        assert config.model == network_of(name)
+        assert config.rho_max == (0.01 if method == "ftd" else None)
+        if method == "tesla":
+            assert (config.gradient, config.legacy_scale) == ("tesla", True)
+            assert (config.Iteration, config.num_eval) == (10000, 3)
+            assert config.labels == ("teacher" if name.startswith("imagenet1k") else "hard")
+        else:
+            assert (config.gradient, config.labels, config.Iteration) == ("exact", "hard", 5000)
+
+
+@pytest.mark.parametrize("method", ["datm", "pad"])
+def test_the_tables_of_datm_and_pad(method: str) -> None:
+    files = {path.stem for path in (CONFIGS / method).glob("*.yaml")} - {"digits_ipc1"}
+    assert files == {f"{SETS[row['dataset']]}_ipc{row['ipc']}" for row in ROWS[method]}
+    for row, accuracy in zip(ROWS[method], ACCURACIES[method], strict=True):
+        config = read(CONFIGS / method / f"{SETS[row['dataset']]}_ipc{row['ipc']}.yaml")
+        wanted = {**means(row, method), "published": accuracy}
+        if not wanted["Sequential_Generation"]:
+            wanted.pop("expansion_end_epoch", None)
+        assert {name: getattr(config, name) for name in wanted} == wanted, names_of(row)
+
+
+def test_the_curriculum_of_pads_readme() -> None:
+    curriculum = {
+        **dict(init_ratio=0.75, add_end_epoch=20, rm_epoch_first=40, rm_epoch_second=60),
+        **dict(rm_easy_ratio_first=0.1, rm_easy_ratio_second=0.2, ratio=0.0),
+    }
+    for row in ROWS["pad"]:
+        config = read(CONFIGS / "pad" / f"{SETS[row['dataset']]}_ipc{row['ipc']}.yaml")
+        assert {name: getattr(config, name) for name in curriculum} == curriculum
+        order = {"Tiny": "TinyImageNet_GraNd"}.get(row["dataset"], f"{row['dataset']}_GraNd")
+        assert config.sort_method == order
