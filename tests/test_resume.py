@@ -161,7 +161,6 @@ METHODS = {
     "datm": "--threshold 0.6 --current_max_start_epoch 1 --expansion_end_epoch 10 --ipc 2 "
     "--batch_syn 8 --lr_y 0.5 --lr_teacher 0.05 --expert_lr 0.02",
     "ftd": "--ema_decay 0.9",
-    "tesla": "--labels teacher",
 }
 
 
