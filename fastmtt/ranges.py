@@ -22,6 +22,9 @@ _ABOVE = {"lr_teacher", "expert_lr", "lr"}
 _MOST: dict[str, float] = {
     "mom": 1,
     "threads": 1024,
+    # Each step is drawn beforehand, and keeps two copies of the weights.
+    "syn_steps": 100_000,
+    "segments": 10_000,
     "published": 100,
     **dict.fromkeys(("seed", "memory"), 2**63 - 1),
 }
