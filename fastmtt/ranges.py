@@ -32,6 +32,9 @@ _BELOW |= {"rm_easy_ratio_first", "rm_easy_ratio_second"}
 _MOST: dict[str, float] = {
     "mom": 1,
     "threads": 1024,
+    # Each step is drawn beforehand, and keeps two copies of the weights.
+    "syn_steps": 100_000,
+    "segments": 10_000,
     "published": 100,
     **dict.fromkeys(("Momentum_y", "loss_ratio", "depth_ratio", "ema_decay", "ratio"), 1),
     **dict.fromkeys(("init_ratio", "rm_easy_ratio_first", "rm_easy_ratio_second"), 1),

@@ -14,7 +14,14 @@ from torch import Tensor
 from fastmtt.config import parse, to_yaml
 from fastmtt.environment import environment
 from fastmtt.errors import FastmttError
-from fastmtt.files import read_safetensors, replacing, sole_user, write_pt, write_safetensors
+from fastmtt.files import (
+    open_safetensors,
+    read_safetensors,
+    replacing,
+    sole_user,
+    write_pt,
+    write_safetensors,
+)
 from fastmtt.loggers import Logger, Nobody
 from fastmtt.options import DistillConfig
 from fastmtt.pictures import save_image_grid
@@ -215,6 +222,21 @@ def _check_usable(path: Path, config: DistillConfig) -> None:
             f"{path} cannot go on otherwise than it began: {difference}; leave that as it was or "
             "choose another run_name"
         )
+    done = _iterations_done(path)
+    if done > config.Iteration + 1:
+        raise FastmttError(
+            f"Iteration is {config.Iteration}, but {path} has done iteration {done - 1} already; "
+            "give that or a larger one"
+        )
+
+
+def _iterations_done(folder: Path) -> int:
+    checkpoint = folder / _CHECKPOINT
+    if not checkpoint.exists():
+        return 0
+    with open_safetensors(checkpoint, KIND) as (_, metadata):
+        done = metadata.get("iteration")
+        return done if isinstance(done, int) else 0
 
 
 def _difference(folder: Path, config: DistillConfig) -> str:

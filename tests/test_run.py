@@ -61,6 +61,15 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, config):
         settle(dataclasses.replace(on, lr_img=5))
 
 
+def test_a_run_cannot_end_before_where_it_is(config):
+    with open_run(settle(config)) as run:
+        run.save_checkpoint(({"images": torch.zeros(1)}, {"iteration": 8}))
+    on = dataclasses.replace(config, resume=True)
+    with pytest.raises(FastmttError, match="Iteration is 6, but .* has done iteration 7 already"):
+        settle(dataclasses.replace(on, Iteration=6))
+    assert settle(dataclasses.replace(on, Iteration=7)).Iteration == 7
+
+
 def test_resume_without_a_name_finds_the_one_unfinished_run(config):
     nameless = dataclasses.replace(config, run_name=None, resume=True)
     assert settle(nameless).run_name.startswith("mtt_")
