@@ -196,6 +196,12 @@ class Distillation:
             FastmttError: it is of another set, or lacks something.
         """
         tensors, values = state
+        for key in ("network", "dataset", "space"):
+            if values.get(key) != self.meta[key]:
+                raise FastmttError(
+                    f"the checkpoint is of {key} {values.get(key)}, the run of {self.meta[key]}; "
+                    "put the run's own checkpoint back"
+                )
         try:
             with torch.no_grad():
                 for name in ("images", "labels", "lr"):
