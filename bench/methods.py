@@ -15,7 +15,6 @@ from pathlib import Path
 
 from bench import machine
 from fastmtt.config import parse
-from fastmtt.experts.order import order_path
 from fastmtt.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +57,7 @@ def run(method: str, name: str) -> Row:
     cfg = ROOT / f"configs/{method}/digits_ipc1.yaml"
     config = parse("distill", ["--cfg", str(cfg)])
     begin = time.perf_counter()
-    if config.sort_method and not order_path(config.sort_method, config.indices_path).exists():
+    if config.sort_method and not Path(config.indices_path, f"{config.sort_method}.pt").exists():
         command("scores", *SCORES.split())
     command("distill", "--cfg", str(cfg), "--run_name", name)
     seconds = time.perf_counter() - begin

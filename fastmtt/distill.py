@@ -77,6 +77,8 @@ def _begin_or_go_on(
 ) -> None:
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
+        if config.resume:
+            run.log("there is no checkpoint to go on from: the run begins")
         run.forget_metrics(0, evaluated=False)
         source = METHODS[config.method].source
         run.log(f"{source}; {distillation.dataset.name} from {distillation.dataset.source}")

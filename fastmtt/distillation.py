@@ -204,6 +204,12 @@ class Distillation:
         tensors, values = state
         device = self.set.images.device
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        for key in ("network", "dataset", "space"):
+            if values.get(key) != self.meta[key]:
+                raise FastmttError(
+                    f"the checkpoint is of {key} {values.get(key)}, the run of {self.meta[key]}; "
+                    "put the run's own checkpoint back"
+                )
         try:
             self._check_shapes(tensors)
             self.set = synthetic.Synthetic(*(tensors[n] for n in ("images", "labels", "lr")))

@@ -56,10 +56,11 @@ def read_pickle(path: Path, wanted: str, *, mapped: bool = False) -> Any:
             f"{path} is damaged or no file of torch.save ({_reason(error)}); wanted {wanted}"
         ) from None
     for tensor in _tensors(content):
-        if tensor.layout != torch.strided or tensor.nbytes > size:
+        odd = tensor.layout != torch.strided or tensor.is_quantized
+        if odd or tensor.nbytes > size:
             raise FastmttError(
-                f"{path} holds a tensor {list(tensor.shape)} that is sparse or larger than the "
-                f"file; wanted {wanted}"
+                f"{path} holds a tensor {list(tensor.shape)} that is sparse, quantized or larger "
+                f"than the file; wanted {wanted}"
             )
     return content
 

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -69,11 +70,13 @@ class RunFolder:
         file = self.path / "metrics.jsonl"
         if not file.is_file():
             return
+        done = iteration if evaluated else None
         kept = [
             record
             for record in read_metrics(self.path)
-            if record.get("iteration", -1) < iteration
-            or (evaluated and record["iteration"] == iteration and "accuracy" in record)
+            if "iteration" not in record
+            or (isinstance(record["iteration"], int) and record["iteration"] < iteration)
+            or (record["iteration"] == done and "accuracy" in record)
         ]
         with replacing(file) as temporary:
             temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
@@ -143,6 +146,7 @@ def open_run(config: DistillConfig) -> Iterator[RunFolder]:
                 )
             run = RunFolder(path)
             run.save_json("environment.json", environment())
+            (path / "summary.json").unlink(missing_ok=True)  # unfinished, from here on
         except OSError as error:
             raise FastmttError(
                 f"{path} cannot be made a run's folder ({error.strerror}); choose another "
@@ -153,19 +157,28 @@ def open_run(config: DistillConfig) -> Iterator[RunFolder]:
 
 def append_metrics(folder: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Append records to a folder's `metrics.jsonl`, one JSON line each; NaN becomes null."""
-    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.writelines(map(_line, records))
+    with open(folder / "metrics.jsonl", "a+b") as file:
+        if file.tell() and _last_byte(file) != b"\n":  # a kill cut the last line short
+            file.write(b"\n")
+        file.write("".join(map(_line, records)).encode())
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Give the records of a folder's `metrics.jsonl` but for a line that a kill cut short."""
+    """Give the records of a folder's `metrics.jsonl` but for lines that are none, or cut short."""
     records = []
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (folder / "metrics.jsonl").read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(record, dict):
+            records.append(record)
     return records
+
+
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
 
 
 def _line(record: Mapping[str, Any]) -> str:
@@ -208,7 +221,7 @@ def _unfinished(config: DistillConfig) -> str | None:
 
 
 def _check_usable(path: Path, config: DistillConfig) -> None:
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir() or all(_is_debris(file) for file in path.iterdir()):
         return
     if not config.resume:
         raise FastmttError(
@@ -222,12 +235,22 @@ def _check_usable(path: Path, config: DistillConfig) -> None:
             f"{path} cannot go on otherwise than it began: {difference}; leave that as it was or "
             "choose another run_name"
         )
+    if (path / "summary.json").exists() and not (path / _CHECKPOINT).exists():
+        raise FastmttError(
+            f"{path} is finished, but its checkpoint is gone, so that it could only begin anew; "
+            "choose another run_name"
+        )
     done = _iterations_done(path)
     if done > config.Iteration + 1:
         raise FastmttError(
             f"Iteration is {config.Iteration}, but {path} has done iteration {done - 1} already; "
             "give that or a larger one"
         )
+
+
+def _is_debris(file: Path) -> bool:
+    """Whether a killed writer left it; the next one removes it."""
+    return file.name.startswith(".") and file.name.endswith(".tmp")
 
 
 def _iterations_done(folder: Path) -> int:

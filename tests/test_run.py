@@ -61,6 +61,36 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, config):
         settle(dataclasses.replace(on, lr_img=5))
 
 
+def test_what_a_kill_left_of_a_first_write_is_no_run(config):
+    folder = Path(config.save_path, "digits", "10", "ConvNet", "first")
+    (folder / ".config.yaml.host.12.tmp").mkdir(parents=True)
+    for resume in (False, True):
+        assert settle(dataclasses.replace(config, resume=resume)).run_name == "first"
+
+
+def test_a_finished_run_goes_on_from_its_checkpoint_or_not_at_all(config):
+    on = dataclasses.replace(config, resume=True)
+    with open_run(settle(config)) as run:
+        run.save_checkpoint(({"images": torch.zeros(1)}, {"iteration": 8}))
+        run.save_json("summary.json", {})
+    with open_run(settle(on)):
+        assert not (run.path / "summary.json").exists()  # until it is finished again
+        run.save_json("summary.json", {})
+    (run.path / "checkpoint.safetensors").unlink()
+    with pytest.raises(FastmttError, match="is finished, but its checkpoint is gone"):
+        settle(on)
+
+
+def test_metrics_that_are_none_are_passed_over(config):
+    with open_run(config) as run:
+        append_metrics(run.path, [{"iteration": 0, "loss": 0.5}])
+        with open(run.path / "metrics.jsonl", "ab") as file:
+            file.write(b'[1]\nnull\n{"iteration": "x"}\n\xff\xfe\n{"iteration": 1, "lo')
+        append_metrics(run.path, [{"evaluated": "set"}])
+        run.forget_metrics(5, evaluated=False)
+    assert read_metrics(run.path) == [{"iteration": 0, "loss": 0.5}, {"evaluated": "set"}]
+
+
 def test_a_run_cannot_end_before_where_it_is(config):
     with open_run(settle(config)) as run:
         run.save_checkpoint(({"images": torch.zeros(1)}, {"iteration": 8}))

@@ -170,8 +170,12 @@ def read_splits(
 
 
 def _digest(path: Path, splits: list[Split], classes: tuple[str, ...], how: str) -> str:
-    """Name files by relative path, size and time of change: reading them would take as long."""
-    state = hashlib.sha256(f"folder 1 {how} {classes}".encode())
+    """Name files by path, size and times of change: reading them would take as long.
+
+    The folder itself and the time the system sets count too: an unpacked archive may give files of
+    other pixels the same names, sizes and times.
+    """
+    state = hashlib.sha256(f"folder 2 {path.resolve()} {how} {classes}".encode())
     for split in splits:
         for file, label in zip(split.files, split.labels, strict=True):
             try:
@@ -179,7 +183,8 @@ def _digest(path: Path, splits: list[Split], classes: tuple[str, ...], how: str)
             except OSError as error:
                 raise FastmttError(f"{file} cannot be read ({error.strerror})") from None
             name = os.path.relpath(file, path)
-            state.update(f"\n{label} {stat.st_size} {stat.st_mtime_ns} {name}".encode())
+            times = f"{stat.st_mtime_ns} {stat.st_ctime_ns}"
+            state.update(f"\n{label} {stat.st_size} {times} {name}".encode())
         state.update(b"\n")
     return state.hexdigest()[:32]
 

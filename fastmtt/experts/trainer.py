@@ -105,7 +105,7 @@ def train_experts(
 
     student = make_student(make(), dataset.image_shape)
     examples = Examples(dataset.train_images, dataset.train_labels)
-    begun = {e: _begin(store, e, make, seed, student.size) for e in experts}
+    begun = {e: _begin(store, e, make, seed, student.size, recipe.epochs) for e in experts}
     groups = list(_groups(experts, begun, at_once))
     steps = [recipe.steps(epoch, examples.count) for epoch in range(recipe.epochs)]
     left = sum(sum(steps[begun[group[0]].epochs :]) for group in groups)
@@ -137,12 +137,18 @@ def train_experts(
 
 
 def _begin(
-    store: TrajectoryStore, expert: int, make: Callable[[], nn.Module], seed: int, size: int
+    store: TrajectoryStore,
+    expert: int,
+    make: Callable[[], nn.Module],
+    seed: int,
+    size: int,
+    epochs: int,
 ) -> Unfinished:
-    """An expert as an earlier call left it, or at its initialisation."""
-    return unfinished.load(store, expert, size) or Unfinished(
-        [initial_weights(make, seed, "expert init", expert)], None
-    )
+    """An expert as an earlier call left it, not beyond ``epochs``, or at its initialisation."""
+    left = unfinished.load(store, expert, size)
+    if left is None:
+        return Unfinished([initial_weights(make, seed, "expert init", expert)], None)
+    return Unfinished(left.snapshots[: epochs + 1], left.velocity)
 
 
 def _groups(
