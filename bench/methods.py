@@ -1,4 +1,4 @@
-"""Every method end to end on handwritten digits: experts, distillation, evaluation (`make methods`).
+"""Every method on handwritten digits: experts, distillation, evaluation (`make methods`).
 
 Prints one table and keeps it in bench/results/methods.md. Ends with an error where a distilled set
 is not clearly better than as many random real images.

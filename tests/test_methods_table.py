@@ -1,4 +1,4 @@
-"""The table of `make methods`: figures out of runs' metrics, and when a method is clearly better."""
+"""The table of `make methods`: figures out of metrics, and when a method is clearly better."""
 
 import json
 from pathlib import Path
