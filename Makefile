@@ -7,11 +7,15 @@ TORCH := torch==2.15.0 torchvision==0.29.2
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 COMPILED := setup.py pyproject.toml fastmtt/toolchain.py $(shell find csrc -type f)
 
-.PHONY: demo test setup
+.PHONY: demo methods test setup
 demo: setup
 	@run=demo_$$(date +%Y%m%d-%H%M%S) && \
 	.venv/bin/python -m fastmtt.distill --cfg configs/mtt/digits_ipc1.yaml --run_name $$run && \
 	.venv/bin/python -m fastmtt.evaluate logged_files/digits/1/ConvNetD2W32/$$run --compare
+
+# Every method on handwritten digits, in some minutes; the table goes to bench/results/methods.md.
+methods: setup
+	.venv/bin/python -m bench.methods
 
 test: setup
 	.venv/bin/python -m pytest tests
