@@ -125,7 +125,7 @@ def starts(job: Job) -> Tensor:
 def _evaluate_ours(job: Job, data: DataSet) -> Tensor:
     protocol = Protocol(job.model, job.networks, job.epochs - 1, job.batch, None, SEED)
     examples = Examples(data.train_images, data.train_labels)
-    return evaluate(data, examples, LR, protocol, what=job.kind)
+    return evaluate(data, examples, LR, protocol, what=job.kind).test
 
 
 def _evaluate_naive(job: Job, data: DataSet) -> Tensor:

@@ -18,7 +18,7 @@ from fastmtt import interrupts
 from fastmtt.errors import FastmttError
 
 Main = Callable[[list[str] | None], None]
-_GOES_ON = "; with --resume buffer, distill and evaluate go on from what was finished"
+_GOES_ON = "; with --resume buffer, distill, evaluate and scores go on from what was finished"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
