@@ -94,7 +94,7 @@ def test_signals_end_a_command_with_their_code(number, code):
     finally:
         process.kill()
     assert process.returncode == code
-    assert err.startswith(f"fastmtt: ended by {number.name}; with --resume buffer, distill and")
+    assert err.startswith(f"fastmtt: ended by {number.name}; with --resume buffer, distill,")
 
 
 def test_usual_handlers_come_back():
