@@ -112,6 +112,8 @@ def test_every_file_is_read_without_a_word_and_fits_its_place(path: Path) -> Non
     assert last == config.expert_length <= LENGTHS[config.method]
     assert path.read_text().startswith("# ")
     assert (config.published is None) == (config.dataset == "digits")
+    experts = {"ftd": f"gsam_alpha{config.alpha:g}", "datm": "gsam_alpha0.3", "pad": "curriculum"}
+    assert config.buffer_path.partition("/")[2] == experts.get(config.method, "")
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)

@@ -131,7 +131,7 @@ def whole(tmp_path_factory) -> Path:
     (folder / "pt").mkdir()
     for name in ("images", "labels", "lr"):
         shutil.copy(folder / "run" / f"{name}_best.pt", folder / "pt")
-    (folder / "c.yaml").write_text("ipc: 1\nlr_lr: 1.0e-5\n")
+    (folder / "c.yaml").write_text("method: mtt\nipc: 1\nlr_lr: 1.0e-5\n")
     _write_replay_buffer(folder)
     _write_pictures(folder)
     return folder
