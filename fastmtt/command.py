@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import functools
 import re
@@ -10,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -20,6 +21,14 @@ from fastmtt.errors import FastmttError
 Main = Callable[[list[str] | None], None]
 _GOES_ON = "; with --resume buffer, distill, evaluate and scores go on from what was finished"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are a user's mistakes like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say the mistake and where help is."""
+        raise FastmttError(f"{message}; see {self.prog} --help")
 
 
 def command(main: Main) -> Callable[..., None]:

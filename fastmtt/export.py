@@ -19,11 +19,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from torch import Tensor
 
-from fastmtt.command import command
+from fastmtt.command import Parser, command
 from fastmtt.errors import FastmttError
 from fastmtt.experts.published import Trajectory, unflatten, write_published
 from fastmtt.experts.store import KIND, TrajectoryStore
@@ -103,13 +102,8 @@ def _find_set(source: Path, which: str) -> Path:
     return file
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise FastmttError(f"{message}; see python -m fastmtt.export --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m fastmtt.export",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -2,21 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
-from fastmtt.command import command
+from fastmtt.command import Parser, command
 from fastmtt.errors import FastmttError
 from fastmtt.files import replacing
 from fastmtt.progress import say
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise FastmttError(f"{message}; see {self.prog} --help")
-
-
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m fastmtt.report",
         description="Write one self-contained HTML page: images, curves, accuracies, settings.",
         allow_abbrev=False,
