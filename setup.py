@@ -53,7 +53,7 @@ def compile_flags(toolkit) -> dict[str, list[str]]:
     extra = toolkit.extra_includes if toolkit else ()
     headers = [flag for folder in extra for flag in ("-isystem", str(folder))]
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
-    return {"cxx": ["-O3", "-Wall", *openmp, *headers], "nvcc": ["-O3", *headers]}
+    return {"cxx": ["-O3", "-ffp-contract=off", "-Wall", *openmp, *headers], "nvcc": ["-O3", *headers]}
 
 
 def write_facts(cuda: str, flags: list[str]) -> None:

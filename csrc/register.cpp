@@ -9,20 +9,40 @@
 
 TORCH_LIBRARY(fastmtt, m) {
   m.def(
-      "conv_block(Tensor a, Tensor w, Tensor gamma, Tensor beta)"
+      "conv_block(Tensor a, Tensor w, Tensor gamma, Tensor beta, bool bf16=False)"
       " -> (Tensor p, Tensor xhat, Tensor rstd)");
   m.def(
+      "conv_block.into(Tensor a, Tensor w, Tensor gamma, Tensor beta, bool bf16, Tensor(a!) p,"
+      " Tensor(b!) xhat, Tensor(c!) rstd, Tensor(d!) scratch) -> ()");
+  m.def(
       "conv_block_backward(Tensor gp, Tensor a, Tensor w, Tensor gamma, Tensor beta, Tensor xhat,"
-      " Tensor rstd, bool[2] needs) -> (Tensor ga, Tensor gw, Tensor ggamma, Tensor gbeta)");
+      " Tensor rstd, bool[2] needs, bool bf16=False)"
+      " -> (Tensor ga, Tensor gw, Tensor ggamma, Tensor gbeta)");
+  m.def(
+      "conv_block_backward.into(Tensor gp, Tensor a, Tensor w, Tensor gamma, Tensor beta,"
+      " Tensor xhat, Tensor rstd, bool[2] needs, bool bf16, Tensor(a!) ga, Tensor(b!) gw,"
+      " Tensor(c!) ggamma, Tensor(d!) gbeta, Tensor(e!) scratch) -> ()");
   m.def(
       "conv_block_jvp(Tensor a, Tensor? a_dot, Tensor w, Tensor w_dot, Tensor gamma,"
-      " Tensor gamma_dot, Tensor beta, Tensor beta_dot, Tensor? xhat, Tensor? rstd)"
+      " Tensor gamma_dot, Tensor beta, Tensor beta_dot, Tensor? xhat, Tensor? rstd,"
+      " bool bf16=False)"
       " -> (Tensor p, Tensor p_dot, Tensor xhat_dot, Tensor rstd_dot, Tensor xhat, Tensor rstd)");
+  m.def(
+      "conv_block_jvp.into(Tensor a, Tensor? a_dot, Tensor w, Tensor w_dot, Tensor gamma,"
+      " Tensor gamma_dot, Tensor beta, Tensor beta_dot, Tensor? xhat, Tensor? rstd, bool bf16,"
+      " Tensor(a!) p, Tensor(b!) p_dot, Tensor(c!) xhat_dot, Tensor(d!) rstd_dot,"
+      " Tensor(e!) new_xhat, Tensor(f!) new_rstd, Tensor(g!) scratch) -> ()");
   m.def(
       "conv_block_backward_jvp(Tensor gp, Tensor gp_dot, Tensor a, Tensor? a_dot, Tensor w,"
       " Tensor w_dot, Tensor gamma, Tensor gamma_dot, Tensor beta, Tensor xhat, Tensor rstd,"
-      " Tensor xhat_dot, Tensor rstd_dot, bool[3] needs)"
+      " Tensor xhat_dot, Tensor rstd_dot, bool[3] needs, bool bf16=False)"
       " -> (Tensor ga_dot, Tensor gw_dot, Tensor ggamma_dot, Tensor gbeta_dot, Tensor ga)");
+  m.def(
+      "conv_block_backward_jvp.into(Tensor gp, Tensor gp_dot, Tensor a, Tensor? a_dot, Tensor w,"
+      " Tensor w_dot, Tensor gamma, Tensor gamma_dot, Tensor beta, Tensor xhat, Tensor rstd,"
+      " Tensor xhat_dot, Tensor rstd_dot, bool[3] needs, bool bf16, Tensor(a!) ga_dot,"
+      " Tensor(b!) gw_dot, Tensor(c!) ggamma_dot, Tensor(d!) gbeta_dot, Tensor(e!) ga,"
+      " Tensor(f!) scratch) -> ()");
 
   m.def("linear_xent(Tensor f, Tensor w, Tensor b, Tensor y) -> (Tensor loss, Tensor logp)");
   m.def(

@@ -1,251 +1,166 @@
-// The ConvNet block on the CPU: conv3x3 -> instance norm -> ReLU -> 2x2 average pool, its backward
-// and the tangents of both. Images go through in chunks small enough for the last-level cache: a
-// chunk's convolutions, then all the rest in one pass over each image (norm_pass.h). Of the large
-// tensors only results reach memory.
+// The ConvNet block on the CPU: conv3x3 -> instance norm -> ReLU -> 2x2 average pool, and its
+// backward; conv_block_jvp.cpp has the tangents of both.
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/add.h>
 #include <torch/library.h>
 
 #include <array>
-#include <optional>
 #include <tuple>
 
-#include "block.h"
 #include "convolution.h"
-#include "norm_pass.h"
 
 namespace fastmtt {
 namespace {
 
-// xhat and rstd of a chunk, and its p unless that is undefined.
 template <typename T>
-void normalise_chunk(
-    const Block& block, const Chunk& chunk, const Tensor& a, const Tensor& filters,
-    const Tensor& gamma, const Tensor& beta, const Tensor& xhat, const Tensor& rstd,
-    const Tensor& p) {
-  const Tensor convolved = convolve(chunk.of(a), filters);
-  const auto z = read<T>(convolved, chunk.count);
-  const T* gammas = read<T>(gamma, block.students)[chunk.student];
-  const T* betas = read<T>(beta, block.students)[chunk.student];
-  const auto xhats = write<T>(xhat, block.images()), rstds = write<T>(rstd, block.images());
-  const auto pooled = p.defined() ? write<T>(p, block.images()) : Parts<T>{nullptr, 0};
-  for_images<T>(block, chunk, [&](int64_t i, int64_t image, Scratch<T>& scratch)
-                                    FASTMTT_INLINE {
-    normalise<T>(
-        block.plane, z[i], gammas, betas, xhats[image], rstds[image], pooled[image], scratch);
+struct ForwardBuffers {
+  ForwardBuffers(Arena& arena, const Convolution<T>& c)
+      : u(c.filters(arena)),
+        v(c.lifted(arena)),
+        m(c.products(arena, c.chunk * c.g.rows, c.out_panels())),
+        scratches(c.scratches(arena)) {}
+  Operand u, v;
+  Panels<T> m;
+  T* scratches;
+};
+
+template <typename T>
+struct BackwardBuffers {
+  BackwardBuffers(Arena& arena, const Convolution<T>& c, const Block& block)
+      : u(c.flipped(arena)),
+        v(c.lifted(arena)),
+        z(c.lowered(arena)),
+        z_pairs(c.pairs(arena, z)),
+        gv(c.products(arena, c.chunk * c.g.rows, c.in_panels())),
+        gu(c.filter_products(arena)),
+        scratches(c.scratches(arena)),
+        shares(arena, block) {}
+  Operand u, v, z, z_pairs;
+  Panels<T> gv, gu;
+  T* scratches;
+  AffineShares shares;
+};
+
+void conv_block_into(
+    const Tensor& a_in, const Tensor& w_in, const Tensor& gamma_in, const Tensor& beta_in,
+    bool bf16, const Tensor& p, const Tensor& xhat, const Tensor& rstd, const Tensor& scratch) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Block block("conv_block", a_in, w_in, bf16);
+  const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
+  const Tensor gamma = block.affine("gamma", gamma_in), beta = block.affine("beta", beta_in);
+  block.check_pooled_result("p", p);
+  block.check_output_result("xhat", xhat);
+  block.check_statistic_result("rstd", rstd);
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block", [&] {
+    using T = scalar_t;
+    const Convolution<T> conv(block);
+    const auto buffers = carve<ForwardBuffers<T>>(scratch, conv);
+    const auto ps = write<T>(p), xhats = write<T>(xhat), rstds = write<T>(rstd);
+    for (int64_t s = 0; s < block.students; ++s) {
+      conv.to_filters(read<T>(w)[s], buffers.u);
+      conv.for_chunks(block.batch, [&](int64_t first, int64_t count) {
+        conv.lift(block.image(read<T>(a)[s], first), count, buffers.v, false);
+        conv.multiply({{buffers.v, buffers.u}}, count, buffers.m);
+        conv.for_panels(count, [&](int64_t image, int64_t panel) {
+          const int64_t i = first + image, c = panel * kLanes<T>;
+          conv.kernels.normalise(
+              conv.g,
+              {.m = constant(buffers.m),
+               .row = image * conv.g.rows,
+               .panel = panel,
+               .count = conv.present(panel),
+               .gamma = read<T>(gamma)[s] + c,
+               .beta = read<T>(beta)[s] + c,
+               .xhat = block.output_image(xhats[s], i) + c,
+               .rstd = rstds[s] + i * block.out + c,
+               .p = block.pooled_image(ps[s], i) + c,
+               .scratch = conv.scratch(buffers.scratches)});
+        });
+      });
+    }
   });
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_block(
-    const Tensor& a_in, const Tensor& w, const Tensor& gamma_in, const Tensor& beta_in) {
+    const Tensor& a, const Tensor& w, const Tensor& gamma, const Tensor& beta, bool bf16) {
+  const Block block("conv_block", a, w, bf16);
+  std::tuple results = {block.empty_pooled(), block.empty_output(), block.empty_statistic()};
+  const auto& [p, xhat, rstd] = results;
+  conv_block_into(a, w, gamma, beta, bf16, p, xhat, rstd, block.no_scratch());
+  return results;
+}
+
+void conv_block_backward_into(
+    const Tensor& gp_in, const Tensor& a_in, const Tensor& w_in, const Tensor& gamma_in,
+    const Tensor& beta_in, const Tensor& xhat_in, const Tensor& rstd_in, std::array<bool, 2> needs,
+    bool bf16, const Tensor& ga, const Tensor& gw, const Tensor& ggamma, const Tensor& gbeta,
+    const Tensor& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Block block("conv_block", a_in, w);
-  const Tensor a = a_in.contiguous();
-  const Tensor gamma = block.checked_affine("gamma", gamma_in);
-  const Tensor beta = block.checked_affine("beta", beta_in);
-  Tensor p = block.empty_pooled(), xhat = block.empty_output(), rstd = block.empty_statistic();
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block", [&] {
+  const Block block("conv_block_backward", a_in, w_in, bf16);
+  const auto [need_a, need_parameters] = needs;
+  const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
+  const Tensor gamma = block.affine("gamma", gamma_in), beta = block.affine("beta", beta_in);
+  const Tensor gp = block.pooled("gp", gp_in), xhat = block.output("xhat", xhat_in);
+  const Tensor rstd = block.statistic("rstd", rstd_in);
+  block.check_input_result("ga", ga, need_a);
+  block.check_parameter_results(gw, ggamma, gbeta, need_parameters);
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward", [&] {
+    using T = scalar_t;
+    const Convolution<T> conv(block);
+    const auto buffers = carve<BackwardBuffers<T>>(scratch, conv, block);
+    const auto gas = write<T>(ga), gws = write<T>(gw);
     for (int64_t s = 0; s < block.students; ++s) {
-      const Tensor k = filters(w[s]);
-      for_chunks(block, s, [&](const Chunk& chunk) {
-        normalise_chunk<scalar_t>(block, chunk, a, k, gamma, beta, xhat, rstd, p);
+      if (need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
+      if (need_parameters) conv.clear(buffers.gu);
+      conv.for_chunks(block.batch, [&](int64_t first, int64_t count) {
+        conv.for_panels(count, [&](int64_t image, int64_t panel) {
+          const int64_t i = first + image, c = panel * kLanes<T>;
+          conv.kernels.backward(
+              conv.g,
+              {.row = image * conv.g.rows,
+               .panel = panel,
+               .count = conv.present(panel),
+               .gp = block.pooled_image(read<T>(gp)[s], i) + c,
+               .xhat = block.output_image(read<T>(xhat)[s], i) + c,
+               .rstd = read<T>(rstd)[s] + i * block.out + c,
+               .gamma = read<T>(gamma)[s] + c,
+               .beta = read<T>(beta)[s] + c,
+               .z = need_a ? buffers.z : Operand(),
+               .z_pairs = need_parameters ? buffers.z_pairs : Operand(),
+               .ggamma = buffers.shares.gamma(i) + c,
+               .gbeta = buffers.shares.beta(i) + c,
+               .scratch = conv.scratch(buffers.scratches)});
+        });
+        if (need_a) {
+          conv.multiply_flipped({{buffers.z, buffers.u}}, count, buffers.gv);
+          conv.lift_transposed(
+              buffers.gv, count, block.image(gas[s], first), buffers.scratches);
+        }
+        if (need_parameters) {
+          conv.lift(block.image(read<T>(a)[s], first), count, buffers.v, true);
+          conv.multiply_transposed({{buffers.v, buffers.z_pairs}}, count, buffers.gu);
+        }
       });
+      if (need_parameters) {
+        conv.from_filters(buffers.gu, gws[s]);
+        buffers.shares.add_up(write<T>(ggamma)[s], write<T>(gbeta)[s]);
+      }
     }
   });
-  return {p, xhat, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> conv_block_backward(
-    const Tensor& gp_in, const Tensor& a_in, const Tensor& w, const Tensor& gamma_in,
-    const Tensor& beta_in, const Tensor& xhat_in, const Tensor& rstd_in,
-    std::array<bool, 2> needs) {
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Block block("conv_block_backward", a_in, w);
-  const bool need_a = needs[0], need_parameters = needs[1];
-  const Tensor a = a_in.contiguous(), gp = block.checked_pooled("gp", gp_in);
-  const Tensor gamma = block.checked_affine("gamma", gamma_in);
-  const Tensor beta = block.checked_affine("beta", beta_in);
-  const Tensor xhat = block.checked_output("xhat", xhat_in);
-  const Tensor rstd = block.checked_statistic("rstd", rstd_in);
-  const int64_t images = block.images();
-  Tensor ga = block.empty_input(need_a), gw = block.empty_weights(need_parameters);
-  AffineGradients affine(block);
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward", [&] {
-    using T = scalar_t;
-    const auto gps = read<T>(gp, images), xhats = read<T>(xhat, images);
-    const auto rstds = read<T>(rstd, images);
-    for (int64_t s = 0; s < block.students; ++s) {
-      const T* gammas = read<T>(gamma, block.students)[s];
-      const T* betas = read<T>(beta, block.students)[s];
-      const Tensor k = filters(w[s]);
-      Tensor gk;
-      for_chunks(block, s, [&](const Chunk& chunk) {
-        const Tensor gz = block.empty_chunk(chunk.count);
-        for_images<T>(block, chunk, [&](int64_t i, int64_t image, Scratch<T>& scratch)
-                                    FASTMTT_INLINE {
-          normalise_backward<T>(
-              block.plane,
-              {.gp = gps[image],
-               .xhat = xhats[image],
-               .rstd = rstds[image],
-               .gamma = gammas,
-               .beta = betas,
-               .gz = write<T>(gz, chunk.count)[i],
-               .ggamma = affine.gamma(image),
-               .gbeta = affine.beta(image)},
-              scratch);
-        });
-        const auto [ga_part, gk_part] =
-            convolve_backward(gz, chunk.of(a), k, need_a, need_parameters);
-        if (need_a) chunk.of(ga).copy_(ga_part);
-        if (need_parameters) accumulate(gk, gk_part);
-      });
-      if (need_parameters) store_filters(gw, s, gk);
-    }
-  });
-  const auto [ggamma, gbeta] = affine.sums(need_parameters);
-  return {ga, gw, ggamma, gbeta};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_block_jvp(
-    const Tensor& a_in, const std::optional<Tensor>& a_dot_in, const Tensor& w,
-    const Tensor& w_dot, const Tensor& gamma_in, const Tensor& gamma_dot_in,
-    const Tensor& beta_in, const Tensor& beta_dot_in, const std::optional<Tensor>& xhat_in,
-    const std::optional<Tensor>& rstd_in) {
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Block block("conv_block_jvp", a_in, w);
-  const Tensor a = a_in.contiguous();
-  const Tensor a_dot = a_dot_in ? block.checked_input("a_dot", *a_dot_in) : Tensor();
-  block.check("w_dot", w_dot, w.sizes());
-  const Tensor gamma = block.checked_affine("gamma", gamma_in);
-  const Tensor gamma_dot = block.checked_affine("gamma_dot", gamma_dot_in);
-  const Tensor beta = block.checked_affine("beta", beta_in);
-  const Tensor beta_dot = block.checked_affine("beta_dot", beta_dot_in);
-  const bool given = xhat_in && rstd_in;
-  const Tensor xhat = given ? block.checked_output("xhat", *xhat_in) : block.empty_output();
-  const Tensor rstd = given ? block.checked_statistic("rstd", *rstd_in) : block.empty_statistic();
-  Tensor p = block.empty_pooled(), p_dot = block.empty_pooled();
-  Tensor xhat_dot = block.empty_output(), rstd_dot = block.empty_statistic();
-  const int64_t images = block.images();
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_jvp", [&] {
-    using T = scalar_t;
-    const auto xhats = read<T>(xhat, images), rstds = read<T>(rstd, images);
-    const auto ps = write<T>(p, images), p_dots = write<T>(p_dot, images);
-    const auto xhat_dots = write<T>(xhat_dot, images), rstd_dots = write<T>(rstd_dot, images);
-    for (int64_t s = 0; s < block.students; ++s) {
-      const T* gammas = read<T>(gamma, block.students)[s];
-      const T* gamma_dots = read<T>(gamma_dot, block.students)[s];
-      const T* betas = read<T>(beta, block.students)[s];
-      const T* beta_dots = read<T>(beta_dot, block.students)[s];
-      const Tensor k = filters(w[s]), k_dot = filters(w_dot[s]);
-      for_chunks(block, s, [&](const Chunk& chunk) {
-        if (!given) normalise_chunk<T>(block, chunk, a, k, gamma, beta, xhat, rstd, Tensor());
-        const Tensor by_w = convolve(chunk.of(a), k_dot);
-        const Tensor by_a = a_dot.defined() ? convolve(chunk.of(a_dot), k) : Tensor();
-        for_images<T>(block, chunk, [&](int64_t i, int64_t image, Scratch<T>& scratch)
-                                    FASTMTT_INLINE {
-          normalise_jvp<T>(
-              block.plane,
-              {.xhat = xhats[image],
-               .rstd = rstds[image],
-               .gamma = gammas,
-               .gamma_dot = gamma_dots,
-               .beta = betas,
-               .beta_dot = beta_dots,
-               .z_dot = write<T>(by_w, chunk.count)[i],
-               .more_z_dot = by_a.defined() ? read<T>(by_a, chunk.count)[i] : nullptr,
-               .p = ps[image],
-               .p_dot = p_dots[image],
-               .xhat_dot = xhat_dots[image],
-               .rstd_dot = rstd_dots[image]},
-              scratch);
-        });
-      });
-    }
-  });
-  if (given) return {p, p_dot, xhat_dot, rstd_dot, block.empty({0}), block.empty({0})};
-  return {p, p_dot, xhat_dot, rstd_dot, xhat, rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_block_backward_jvp(
-    const Tensor& gp_in, const Tensor& gp_dot_in, const Tensor& a_in,
-    const std::optional<Tensor>& a_dot_in, const Tensor& w, const Tensor& w_dot,
-    const Tensor& gamma_in, const Tensor& gamma_dot_in, const Tensor& beta_in,
-    const Tensor& xhat_in, const Tensor& rstd_in, const Tensor& xhat_dot_in,
-    const Tensor& rstd_dot_in, std::array<bool, 3> needs) {
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Block block("conv_block_backward_jvp", a_in, w);
-  const bool need_a_dot = needs[0], need_parameters = needs[1], need_a = needs[2];
-  const Tensor gp = block.checked_pooled("gp", gp_in);
-  const Tensor gp_dot = block.checked_pooled("gp_dot", gp_dot_in);
-  const Tensor a = a_in.contiguous();
-  const Tensor a_dot = a_dot_in ? block.checked_input("a_dot", *a_dot_in) : Tensor();
-  block.check("w_dot", w_dot, w.sizes());
-  const Tensor gamma = block.checked_affine("gamma", gamma_in);
-  const Tensor gamma_dot = block.checked_affine("gamma_dot", gamma_dot_in);
-  const Tensor beta = block.checked_affine("beta", beta_in);
-  const Tensor xhat = block.checked_output("xhat", xhat_in);
-  const Tensor rstd = block.checked_statistic("rstd", rstd_in);
-  const Tensor xhat_dot = block.checked_output("xhat_dot", xhat_dot_in);
-  const Tensor rstd_dot = block.checked_statistic("rstd_dot", rstd_dot_in);
-  const int64_t images = block.images();
-  Tensor ga_dot = block.empty_input(need_a_dot), gw_dot = block.empty_weights(need_parameters);
-  Tensor ga = block.empty_input(need_a);
-  AffineGradients affine(block);
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward_jvp", [&] {
-    using T = scalar_t;
-    const auto gps = read<T>(gp, images), gp_dots = read<T>(gp_dot, images);
-    const auto xhats = read<T>(xhat, images), xhat_dots = read<T>(xhat_dot, images);
-    const auto rstds = read<T>(rstd, images), rstd_dots = read<T>(rstd_dot, images);
-    for (int64_t s = 0; s < block.students; ++s) {
-      const T* gammas = read<T>(gamma, block.students)[s];
-      const T* gamma_dots = read<T>(gamma_dot, block.students)[s];
-      const T* betas = read<T>(beta, block.students)[s];
-      const Tensor k = filters(w[s]), k_dot = filters(w_dot[s]);
-      Tensor gk_dot;
-      for_chunks(block, s, [&](const Chunk& chunk) {
-        const Tensor gz = block.empty_chunk(chunk.count), gz_dot = block.empty_chunk(chunk.count);
-        for_images<T>(block, chunk, [&](int64_t i, int64_t image, Scratch<T>& scratch)
-                                    FASTMTT_INLINE {
-          normalise_backward_jvp<T>(
-              block.plane,
-              {.gp = gps[image],
-               .gp_dot = gp_dots[image],
-               .xhat = xhats[image],
-               .xhat_dot = xhat_dots[image],
-               .rstd = rstds[image],
-               .rstd_dot = rstd_dots[image],
-               .gamma = gammas,
-               .gamma_dot = gamma_dots,
-               .beta = betas,
-               .gz = write<T>(gz, chunk.count)[i],
-               .gz_dot = write<T>(gz_dot, chunk.count)[i],
-               .ggamma_dot = affine.gamma(image),
-               .gbeta_dot = affine.beta(image)},
-              scratch);
-        });
-        const Tensor part = chunk.of(a);
-        const auto [by_gz_dot, gk_by_gz_dot] =
-            convolve_backward(gz_dot, part, k, need_a_dot, need_parameters);
-        if (need_a_dot) {
-          const Tensor by_gz = std::get<0>(convolve_backward(gz, part, k_dot, true, false));
-          Tensor to = chunk.of(ga_dot);
-          at::add_out(to, by_gz_dot, by_gz);
-        }
-        const bool two_terms = need_parameters && a_dot.defined();
-        const auto [ga_part, gk_by_gz] = convolve_backward(
-            gz, two_terms ? chunk.of(a_dot) : part, k, need_a, two_terms);
-        if (need_a) chunk.of(ga).copy_(ga_part);
-        if (need_parameters) accumulate(gk_dot, gk_by_gz_dot);
-        if (two_terms) accumulate(gk_dot, gk_by_gz);
-      });
-      if (need_parameters) store_filters(gw_dot, s, gk_dot);
-    }
-  });
-  const auto [ggamma_dot, gbeta_dot] = affine.sums(need_parameters);
-  return {ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga};
+    const Tensor& gp, const Tensor& a, const Tensor& w, const Tensor& gamma, const Tensor& beta,
+    const Tensor& xhat, const Tensor& rstd, std::array<bool, 2> needs, bool bf16) {
+  const Block block("conv_block_backward", a, w, bf16);
+  std::tuple results = {
+      block.empty_input(needs[0]), block.empty_filters(needs[1]), block.empty_affine(needs[1]),
+      block.empty_affine(needs[1])};
+  const auto& [ga, gw, ggamma, gbeta] = results;
+  conv_block_backward_into(
+      gp, a, w, gamma, beta, xhat, rstd, needs, bf16, ga, gw, ggamma, gbeta, block.no_scratch());
+  return results;
 }
 
 }  // namespace
@@ -253,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_block_backward_jvp(
 
 TORCH_LIBRARY_IMPL(fastmtt, CPU, m) {
   m.impl("conv_block", &fastmtt::conv_block);
+  m.impl("conv_block.into", &fastmtt::conv_block_into);
   m.impl("conv_block_backward", &fastmtt::conv_block_backward);
-  m.impl("conv_block_jvp", &fastmtt::conv_block_jvp);
-  m.impl("conv_block_backward_jvp", &fastmtt::conv_block_backward_jvp);
+  m.impl("conv_block_backward.into", &fastmtt::conv_block_backward_into);
 }

@@ -41,9 +41,14 @@ EPS = 1e-5  # nn.GroupNorm's default, the only one the ConvNet family uses
 # --- the ConvNet block: conv3x3 -> instance norm -> ReLU -> 2x2 average pool -------------------
 
 
-def conv_block(a: Tensor, w: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One block; returns the pooled output, the normalised convolution and its 1/std."""
-    xhat, rstd = _normalise(_conv(a, w))
+def conv_block(
+    a: Tensor, w: Tensor, gamma: Tensor, beta: Tensor, bf16: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One block; returns the pooled output, the normalised convolution and its 1/std.
+
+    ``bf16``, here and below, rounds what a convolution multiplies to bfloat16 and sums in full.
+    """
+    xhat, rstd = _normalise(_conv(a, w, bf16))
     n = _affine(xhat, gamma, beta)
     return _pool(n * _active(n)), xhat, rstd
 
@@ -57,12 +62,13 @@ def conv_block_backward(
     xhat: Tensor,
     rstd: Tensor,
     needs: Sequence[bool],
+    bf16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of (a, w, gamma, beta); ``needs`` = (a, parameters)."""
     need_a, need_parameters = needs
     gn = _unpool(gp, xhat) * _active(_affine(xhat, gamma, beta))
     _, gz = _norm_backward(gn * _wide(gamma), xhat, rstd)
-    ga, gw = _conv_backward(gz, a, w, need_a, need_parameters)
+    ga, gw = _conv_backward(gz, a, w, need_a, need_parameters, bf16)
     if not need_parameters:
         return ga, gw, gw.new_empty(0), gw.new_empty(0)
     return ga, gw, (gn * xhat).sum((1, 2, 3)), gn.sum((1, 2, 3))
@@ -79,18 +85,19 @@ def conv_block_jvp(
     beta_dot: Tensor,
     xhat: Tensor | None,
     rstd: Tensor | None,
+    bf16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Primal and tangent: (p, p_dot, xhat_dot, rstd_dot, xhat, rstd).
 
     ``a_dot=None`` stands for zero. The last two are empty where they were given.
     """
     if xhat is None or rstd is None:
-        new_xhat, new_rstd = xhat, rstd = _normalise(_conv(a, w))
+        new_xhat, new_rstd = xhat, rstd = _normalise(_conv(a, w, bf16))
     else:
         new_xhat, new_rstd = xhat.new_empty(0), xhat.new_empty(0)
-    z_dot = _conv(a, w_dot)
+    z_dot = _conv(a, w_dot, bf16)
     if a_dot is not None:
-        z_dot += _conv(a_dot, w)
+        z_dot += _conv(a_dot, w, bf16)
     correlation = _plane_mean(xhat * z_dot)
     rstd_wide = _planes(rstd)
     xhat_dot = rstd_wide * (z_dot - _plane_mean(z_dot) - xhat * correlation)
@@ -117,6 +124,7 @@ def conv_block_backward_jvp(
     xhat_dot: Tensor,
     rstd_dot: Tensor,
     needs: Sequence[bool],
+    bf16: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The tangent of ``conv_block_backward``: (ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga).
 
@@ -135,12 +143,12 @@ def conv_block_backward_jvp(
     )
     gz_dot = _planes(rstd_dot) * inner + _planes(rstd) * inner_dot
 
-    ga_dot, gw_dot = _conv_backward(gz_dot, a, w, need_a_dot, need_parameters)
+    ga_dot, gw_dot = _conv_backward(gz_dot, a, w, need_a_dot, need_parameters, bf16)
     if need_a_dot:
-        ga_dot += _conv_backward(gz, a, w_dot, True, False)[0]
+        ga_dot += _conv_backward(gz, a, w_dot, True, False, bf16)[0]
     if need_parameters and a_dot is not None:
-        gw_dot += _conv_backward(gz, a_dot, w, False, True)[1]
-    ga = _conv_backward(gz, a, w, need_a, False)[0]
+        gw_dot += _conv_backward(gz, a_dot, w, False, True, bf16)[1]
+    ga = _conv_backward(gz, a, w, need_a, False, bf16)[0]
     if not need_parameters:
         return ga_dot, gw_dot, a.new_empty(0), a.new_empty(0), ga
     ggamma_dot = (gn_dot * xhat + gn * xhat_dot).sum((1, 2, 3))
@@ -194,8 +202,13 @@ def _unpool(gp: Tensor, like: Tensor) -> Tensor:
     return g.permute(0, 2, 3, 1).reshape(like.shape)
 
 
-def _conv(a: Tensor, w: Tensor) -> Tensor:
+def _rounded(t: Tensor, bf16: bool) -> Tensor:
+    return t.to(torch.bfloat16).to(t.dtype) if bf16 else t
+
+
+def _conv(a: Tensor, w: Tensor, bf16: bool) -> Tensor:
     """3x3 convolution, padding 1, one student after another."""
+    a, w = _rounded(a, bf16), _rounded(w, bf16)
     students = [
         F.conv2d(x.permute(0, 3, 1, 2), k.permute(3, 2, 0, 1), padding=1).permute(0, 2, 3, 1)
         for x, k in zip(a, w, strict=True)
@@ -206,10 +219,11 @@ def _conv(a: Tensor, w: Tensor) -> Tensor:
 
 
 def _conv_backward(
-    gz: Tensor, a: Tensor, w: Tensor, need_a: bool, need_w: bool
+    gz: Tensor, a: Tensor, w: Tensor, need_a: bool, need_w: bool, bf16: bool
 ) -> tuple[Tensor, Tensor]:
     if not (need_a or need_w):
         return gz.new_empty(0), gz.new_empty(0)
+    gz, a, w = _rounded(gz, bf16), _rounded(a, bf16), _rounded(w, bf16)
     students = [
         torch.ops.aten.convolution_backward(
             g.permute(0, 3, 1, 2),

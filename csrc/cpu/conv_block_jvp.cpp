@@ -1,0 +1,252 @@
+// The tangents of the ConvNet block and of its backward on the CPU. Primal and tangent share the
+// lifted images and transformed filters; sums of two convolutions are one sum of products.
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+#include "convolution.h"
+
+namespace fastmtt {
+namespace {
+
+template <typename T>
+struct JvpBuffers {
+  JvpBuffers(Arena& arena, const Convolution<T>& c)
+      : u(c.filters(arena)),
+        u_dot(c.filters(arena)),
+        v(c.lifted(arena)),
+        v_dot(c.lifted(arena)),
+        m(c.products(arena, c.chunk * c.g.rows, c.out_panels())),
+        m_dot(c.products(arena, c.chunk * c.g.rows, c.out_panels())),
+        scratches(c.scratches(arena)) {}
+  Operand u, u_dot, v, v_dot;
+  Panels<T> m, m_dot;
+  T* scratches;
+};
+
+template <typename T>
+struct BackwardJvpBuffers {
+  BackwardJvpBuffers(Arena& arena, const Convolution<T>& c, const Block& block)
+      : u(c.flipped(arena)),
+        u_dot(c.flipped(arena)),
+        v(c.lifted(arena)),
+        v_dot(c.lifted(arena)),
+        z(c.lowered(arena)),
+        z_dot(c.lowered(arena)),
+        z_pairs(c.pairs(arena, z)),
+        z_dot_pairs(c.pairs(arena, z_dot)),
+        gv(c.products(arena, c.chunk * c.g.rows, c.in_panels())),
+        gu(c.filter_products(arena)),
+        scratches(c.scratches(arena)),
+        shares(arena, block) {}
+  Operand u, u_dot, v, v_dot, z, z_dot, z_pairs, z_dot_pairs;
+  Panels<T> gv, gu;
+  T* scratches;
+  AffineShares shares;
+};
+
+void conv_block_jvp_into(
+    const Tensor& a_in, const std::optional<Tensor>& a_dot_in, const Tensor& w_in,
+    const Tensor& w_dot_in, const Tensor& gamma_in, const Tensor& gamma_dot_in,
+    const Tensor& beta_in, const Tensor& beta_dot_in, const std::optional<Tensor>& xhat_in,
+    const std::optional<Tensor>& rstd_in, bool bf16, const Tensor& p, const Tensor& p_dot,
+    const Tensor& xhat_dot, const Tensor& rstd_dot, const Tensor& new_xhat,
+    const Tensor& new_rstd, const Tensor& scratch) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Block block("conv_block_jvp", a_in, w_in, bf16);
+  const Tensor a = block.input("a", a_in);
+  const Tensor a_dot = a_dot_in ? block.input("a_dot", *a_dot_in) : Tensor();
+  const Tensor w = block.filters("w", w_in), w_dot = block.filters("w_dot", w_dot_in);
+  const Tensor gamma = block.affine("gamma", gamma_in);
+  const Tensor gamma_dot = block.affine("gamma_dot", gamma_dot_in);
+  const Tensor beta = block.affine("beta", beta_in);
+  const Tensor beta_dot = block.affine("beta_dot", beta_dot_in);
+  const bool given = xhat_in && rstd_in;
+  block.check_pooled_result("p", p);
+  block.check_pooled_result("p_dot", p_dot);
+  block.check_output_result("xhat_dot", xhat_dot);
+  block.check_statistic_result("rstd_dot", rstd_dot);
+  block.check_output_result("xhat", new_xhat, !given);
+  block.check_statistic_result("rstd", new_rstd, !given);
+  const Tensor xhat = given ? block.output("xhat", *xhat_in) : new_xhat;
+  const Tensor rstd = given ? block.statistic("rstd", *rstd_in) : new_rstd;
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_jvp", [&] {
+    using T = scalar_t;
+    const Convolution<T> conv(block);
+    const auto buffers = carve<JvpBuffers<T>>(scratch, conv);
+    const auto xhats = write<T>(xhat), rstds = write<T>(rstd);
+    const auto ps = write<T>(p), p_dots = write<T>(p_dot);
+    const auto xhat_dots = write<T>(xhat_dot), rstd_dots = write<T>(rstd_dot);
+    for (int64_t s = 0; s < block.students; ++s) {
+      if (!given || a_dot.defined()) conv.to_filters(read<T>(w)[s], buffers.u);
+      conv.to_filters(read<T>(w_dot)[s], buffers.u_dot);
+      conv.for_chunks(block.batch, [&](int64_t first, int64_t count) {
+        conv.lift(block.image(read<T>(a)[s], first), count, buffers.v, false);
+        if (!given) conv.multiply({{buffers.v, buffers.u}}, count, buffers.m);
+        if (a_dot.defined()) {
+          conv.lift(block.image(read<T>(a_dot)[s], first), count, buffers.v_dot, false);
+          conv.multiply(
+              {{buffers.v, buffers.u_dot}, {buffers.v_dot, buffers.u}}, count, buffers.m_dot);
+        } else {
+          conv.multiply({{buffers.v, buffers.u_dot}}, count, buffers.m_dot);
+        }
+        conv.for_panels(count, [&](int64_t image, int64_t panel) {
+          const int64_t i = first + image, c = panel * kLanes<T>;
+          conv.kernels.normalise_jvp(
+              conv.g,
+              {.m = given ? Panels<const T>() : constant(buffers.m),
+               .row = image * conv.g.rows,
+               .panel = panel,
+               .count = conv.present(panel),
+               .gamma = read<T>(gamma)[s] + c,
+               .beta = read<T>(beta)[s] + c,
+               .xhat = block.output_image(xhats[s], i) + c,
+               .rstd = rstds[s] + i * block.out + c,
+               .p = block.pooled_image(ps[s], i) + c,
+               .scratch = conv.scratch(buffers.scratches)},
+              {.m_dot = constant(buffers.m_dot),
+               .gamma_dot = read<T>(gamma_dot)[s] + c,
+               .beta_dot = read<T>(beta_dot)[s] + c,
+               .xhat_dot = block.output_image(xhat_dots[s], i) + c,
+               .rstd_dot = rstd_dots[s] + i * block.out + c,
+               .p_dot = block.pooled_image(p_dots[s], i) + c});
+        });
+      });
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_block_jvp(
+    const Tensor& a, const std::optional<Tensor>& a_dot, const Tensor& w, const Tensor& w_dot,
+    const Tensor& gamma, const Tensor& gamma_dot, const Tensor& beta, const Tensor& beta_dot,
+    const std::optional<Tensor>& xhat, const std::optional<Tensor>& rstd, bool bf16) {
+  const Block block("conv_block_jvp", a, w, bf16);
+  const bool given = xhat && rstd;
+  std::tuple results = {
+      block.empty_pooled(), block.empty_pooled(), block.empty_output(), block.empty_statistic(),
+      block.empty_output(!given), block.empty_statistic(!given)};
+  const auto& [p, p_dot, xhat_dot, rstd_dot, new_xhat, new_rstd] = results;
+  conv_block_jvp_into(
+      a, a_dot, w, w_dot, gamma, gamma_dot, beta, beta_dot, xhat, rstd, bf16, p, p_dot, xhat_dot,
+      rstd_dot, new_xhat, new_rstd, block.no_scratch());
+  return results;
+}
+
+void conv_block_backward_jvp_into(
+    const Tensor& gp_in, const Tensor& gp_dot_in, const Tensor& a_in,
+    const std::optional<Tensor>& a_dot_in, const Tensor& w_in, const Tensor& w_dot_in,
+    const Tensor& gamma_in, const Tensor& gamma_dot_in, const Tensor& beta_in,
+    const Tensor& xhat_in, const Tensor& rstd_in, const Tensor& xhat_dot_in,
+    const Tensor& rstd_dot_in, std::array<bool, 3> needs, bool bf16, const Tensor& ga_dot,
+    const Tensor& gw_dot, const Tensor& ggamma_dot, const Tensor& gbeta_dot, const Tensor& ga,
+    const Tensor& scratch) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Block block("conv_block_backward_jvp", a_in, w_in, bf16);
+  const auto [need_a_dot, need_parameters, need_a] = needs;
+  const Tensor gp = block.pooled("gp", gp_in), gp_dot = block.pooled("gp_dot", gp_dot_in);
+  const Tensor a = block.input("a", a_in);
+  const Tensor a_dot = a_dot_in ? block.input("a_dot", *a_dot_in) : Tensor();
+  const Tensor w = block.filters("w", w_in), w_dot = block.filters("w_dot", w_dot_in);
+  const Tensor gamma = block.affine("gamma", gamma_in);
+  const Tensor gamma_dot = block.affine("gamma_dot", gamma_dot_in);
+  const Tensor beta = block.affine("beta", beta_in);
+  const Tensor xhat = block.output("xhat", xhat_in), rstd = block.statistic("rstd", rstd_in);
+  const Tensor xhat_dot = block.output("xhat_dot", xhat_dot_in);
+  const Tensor rstd_dot = block.statistic("rstd_dot", rstd_dot_in);
+  block.check_input_result("ga_dot", ga_dot, need_a_dot);
+  block.check_input_result("ga", ga, need_a);
+  block.check_parameter_results(gw_dot, ggamma_dot, gbeta_dot, need_parameters);
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward_jvp", [&] {
+    using T = scalar_t;
+    const Convolution<T> conv(block);
+    const auto buffers = carve<BackwardJvpBuffers<T>>(scratch, conv, block);
+    const auto gas = write<T>(ga), ga_dots = write<T>(ga_dot);
+    const bool two_terms = need_parameters && a_dot.defined();
+    for (int64_t s = 0; s < block.students; ++s) {
+      if (need_a_dot || need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
+      if (need_a_dot) conv.to_flipped(read<T>(w_dot)[s], buffers.u_dot);
+      if (need_parameters) conv.clear(buffers.gu);
+      conv.for_chunks(block.batch, [&](int64_t first, int64_t count) {
+        conv.for_panels(count, [&](int64_t image, int64_t panel) {
+          const int64_t i = first + image, c = panel * kLanes<T>;
+          conv.kernels.backward_jvp(
+              conv.g,
+              {.row = image * conv.g.rows,
+               .panel = panel,
+               .count = conv.present(panel),
+               .gp = block.pooled_image(read<T>(gp)[s], i) + c,
+               .xhat = block.output_image(read<T>(xhat)[s], i) + c,
+               .rstd = read<T>(rstd)[s] + i * block.out + c,
+               .gamma = read<T>(gamma)[s] + c,
+               .beta = read<T>(beta)[s] + c,
+               .z = need_a_dot || need_a ? buffers.z : Operand(),
+               .z_pairs = two_terms ? buffers.z_pairs : Operand(),
+               .ggamma = buffers.shares.gamma(i) + c,
+               .gbeta = buffers.shares.beta(i) + c,
+               .scratch = conv.scratch(buffers.scratches)},
+              {.gp_dot = block.pooled_image(read<T>(gp_dot)[s], i) + c,
+               .xhat_dot = block.output_image(read<T>(xhat_dot)[s], i) + c,
+               .rstd_dot = read<T>(rstd_dot)[s] + i * block.out + c,
+               .gamma_dot = read<T>(gamma_dot)[s] + c,
+               .z_dot = need_a_dot ? buffers.z_dot : Operand(),
+               .z_dot_pairs = need_parameters ? buffers.z_dot_pairs : Operand()});
+        });
+        if (need_a_dot) {
+          conv.multiply_flipped(
+              {{buffers.z_dot, buffers.u}, {buffers.z, buffers.u_dot}}, count, buffers.gv);
+          conv.lift_transposed(
+              buffers.gv, count, block.image(ga_dots[s], first), buffers.scratches);
+        }
+        if (need_a) {
+          conv.multiply_flipped({{buffers.z, buffers.u}}, count, buffers.gv);
+          conv.lift_transposed(buffers.gv, count, block.image(gas[s], first), buffers.scratches);
+        }
+        if (!need_parameters) return;
+        conv.lift(block.image(read<T>(a)[s], first), count, buffers.v, true);
+        if (two_terms) {
+          conv.lift(block.image(read<T>(a_dot)[s], first), count, buffers.v_dot, true);
+          conv.multiply_transposed(
+              {{buffers.v, buffers.z_dot_pairs}, {buffers.v_dot, buffers.z_pairs}}, count,
+              buffers.gu);
+        } else {
+          conv.multiply_transposed({{buffers.v, buffers.z_dot_pairs}}, count, buffers.gu);
+        }
+      });
+      if (need_parameters) {
+        conv.from_filters(buffers.gu, write<T>(gw_dot)[s]);
+        buffers.shares.add_up(write<T>(ggamma_dot)[s], write<T>(gbeta_dot)[s]);
+      }
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_block_backward_jvp(
+    const Tensor& gp, const Tensor& gp_dot, const Tensor& a, const std::optional<Tensor>& a_dot,
+    const Tensor& w, const Tensor& w_dot, const Tensor& gamma, const Tensor& gamma_dot,
+    const Tensor& beta, const Tensor& xhat, const Tensor& rstd, const Tensor& xhat_dot,
+    const Tensor& rstd_dot, std::array<bool, 3> needs, bool bf16) {
+  const Block block("conv_block_backward_jvp", a, w, bf16);
+  std::tuple results = {
+      block.empty_input(needs[0]), block.empty_filters(needs[1]), block.empty_affine(needs[1]),
+      block.empty_affine(needs[1]), block.empty_input(needs[2])};
+  const auto& [ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga] = results;
+  conv_block_backward_jvp_into(
+      gp, gp_dot, a, a_dot, w, w_dot, gamma, gamma_dot, beta, xhat, rstd, xhat_dot, rstd_dot,
+      needs, bf16, ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga, block.no_scratch());
+  return results;
+}
+
+}  // namespace
+}  // namespace fastmtt
+
+TORCH_LIBRARY_IMPL(fastmtt, CPU, m) {
+  m.impl("conv_block_jvp", &fastmtt::conv_block_jvp);
+  m.impl("conv_block_jvp.into", &fastmtt::conv_block_jvp_into);
+  m.impl("conv_block_backward_jvp", &fastmtt::conv_block_backward_jvp);
+  m.impl("conv_block_backward_jvp.into", &fastmtt::conv_block_backward_jvp_into);
+}

@@ -1,0 +1,176 @@
+// A panel row, 64 bytes of channels, in the registers of the instruction set being compiled for,
+// and how operands of products are stored.
+
+#pragma once
+
+#include "kernels.h"
+
+namespace fastmtt {
+namespace FASTMTT_ISA {
+namespace {
+
+#define FASTMTT_UNROLL _Pragma("GCC unroll 64")
+#define FASTMTT_INLINE_HERE [[gnu::always_inline]] inline
+#define FASTMTT_HERE __attribute__((always_inline))
+
+template <typename T>
+struct Panel {
+  typedef T Native __attribute__((vector_size(FASTMTT_VECTOR_BYTES)));
+  static constexpr int kNatives = kPanelBytes / FASTMTT_VECTOR_BYTES;
+  static constexpr int kLength = kLanes<T>;
+
+  Native v[kNatives];
+
+  FASTMTT_INLINE_HERE static Panel all(T x) {
+    Panel r;
+    FASTMTT_UNROLL for (int i = 0; i < kNatives; ++i) r.v[i] = Native{} + x;
+    return r;
+  }
+  FASTMTT_INLINE_HERE static Panel load(const T* from) {
+    Panel r;
+    __builtin_memcpy(&r, from, sizeof r);
+    return r;
+  }
+  // The first `count` lanes, the others zero.
+  FASTMTT_INLINE_HERE static Panel load(const T* from, int64_t count) {
+    if (count == kLength) return load(from);
+    T lanes[kLength] = {};
+    for (int64_t l = 0; l < count; ++l) lanes[l] = from[l];
+    return load(lanes);
+  }
+  FASTMTT_INLINE_HERE void store(T* to) const { __builtin_memcpy(to, this, sizeof *this); }
+  FASTMTT_INLINE_HERE void store(T* to, int64_t count) const {
+    if (count == kLength) return store(to);
+    T lanes[kLength];
+    store(lanes);
+    for (int64_t l = 0; l < count; ++l) to[l] = lanes[l];
+  }
+};
+
+#define FASTMTT_LANEWISE(op)                                                              \
+  template <typename T>                                                                   \
+  FASTMTT_INLINE_HERE Panel<T> operator op(const Panel<T>& a, const Panel<T>& b) {        \
+    Panel<T> r;                                                                           \
+    FASTMTT_UNROLL for (int i = 0; i < Panel<T>::kNatives; ++i) r.v[i] = a.v[i] op b.v[i]; \
+    return r;                                                                             \
+  }
+FASTMTT_LANEWISE(+)
+FASTMTT_LANEWISE(-)
+FASTMTT_LANEWISE(*)
+#undef FASTMTT_LANEWISE
+
+template <typename T>
+FASTMTT_INLINE_HERE Panel<T> operator*(T x, const Panel<T>& a) {
+  return Panel<T>::all(x) * a;
+}
+
+// a * b + c, rounded once where the processor can. The compiler itself fuses nothing
+// (-ffp-contract=off): what is computed in two places must have the same bits in both.
+using Floats = Panel<float>::Native;
+using Doubles = Panel<double>::Native;
+#if FASTMTT_VECTOR_BYTES == 64
+FASTMTT_INLINE_HERE Floats fused(Floats a, Floats b, Floats c) {
+  return Floats(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+FASTMTT_INLINE_HERE Doubles fused(Doubles a, Doubles b, Doubles c) {
+  return Doubles(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
+}
+#elif FASTMTT_VECTOR_BYTES == 32
+FASTMTT_INLINE_HERE Floats fused(Floats a, Floats b, Floats c) {
+  return Floats(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+FASTMTT_INLINE_HERE Doubles fused(Doubles a, Doubles b, Doubles c) {
+  return Doubles(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+}
+#else
+FASTMTT_INLINE_HERE Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }
+FASTMTT_INLINE_HERE Doubles fused(Doubles a, Doubles b, Doubles c) { return a * b + c; }
+#endif
+
+template <typename T>
+FASTMTT_INLINE_HERE Panel<T> fused(T x, const Panel<T>& a, const Panel<T>& b) {
+  Panel<T> r;
+  FASTMTT_UNROLL for (int i = 0; i < Panel<T>::kNatives; ++i) {
+    r.v[i] = fused(typename Panel<T>::Native{} + x, a.v[i], b.v[i]);
+  }
+  return r;
+}
+
+// Where value > 0, x, else 0.
+template <typename T>
+FASTMTT_INLINE_HERE Panel<T> where_positive(const Panel<T>& value, const Panel<T>& x) {
+  Panel<T> r;
+  FASTMTT_UNROLL for (int i = 0; i < Panel<T>::kNatives; ++i) {
+    const typename Panel<T>::Native zero = {};
+    r.v[i] = value.v[i] > zero ? x.v[i] : zero;
+  }
+  return r;
+}
+
+// The ReLU; what is not a number stays so.
+template <typename T>
+FASTMTT_INLINE_HERE Panel<T> positive(const Panel<T>& value) {
+  Panel<T> r;
+  FASTMTT_UNROLL for (int i = 0; i < Panel<T>::kNatives; ++i) {
+    const typename Panel<T>::Native zero = {};
+    r.v[i] = value.v[i] < zero ? zero : value.v[i];
+  }
+  return r;
+}
+
+// Elements of an operand as the kernels hold them. kGroup consecutive k lie together in a factor
+// whose columns are read (b), or whose rows are summed over.
+template <typename T>
+struct Exact {
+  using Value = T;
+  using Element = T;
+  static constexpr int kGroup = 1;
+  FASTMTT_INLINE_HERE static void store(const Panel<T>& x, Element* to) { x.store(to); }
+  FASTMTT_INLINE_HERE static void store_group(const Panel<T>* x, Element* to) { x[0].store(to); }
+};
+
+// Rounded to bfloat16 and kept as float: where the processor has no bfloat16 products.
+FASTMTT_INLINE_HERE uint32_t bfloat16_bits(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
+  const bool nan = (bits & 0x7fffffff) > 0x7f800000;  // rounding must not make it infinite
+  return nan ? bits | 0x400000 : rounded & 0xffff0000;
+}
+
+struct Rounded : Exact<float> {
+  FASTMTT_INLINE_HERE static void store(const Panel<float>& x, float* to) {
+    float lanes[Panel<float>::kLength];
+    x.store(lanes);
+    for (int l = 0; l < Panel<float>::kLength; ++l) {
+      const uint32_t bits = bfloat16_bits(lanes[l]);
+      __builtin_memcpy(to + l, &bits, sizeof bits);
+    }
+  }
+  FASTMTT_INLINE_HERE static void store_group(const Panel<float>* x, float* to) { store(x[0], to); }
+};
+
+#ifdef FASTMTT_BFLOAT16
+struct Bfloat16 {
+  using Value = float;
+  using Element = uint16_t;
+  static constexpr int kGroup = 2;
+  FASTMTT_INLINE_HERE static void store(const Panel<float>& x, Element* to) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(__m512(x.v[0]));
+    __builtin_memcpy(to, &rounded, sizeof rounded);
+  }
+  // Lanes of the two rows in turn.
+  FASTMTT_INLINE_HERE static void store_group(const Panel<float>* x, Element* to) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(__m512(x[1].v[0]), __m512(x[0].v[0]));
+    alignas(64) static const uint16_t kTurn[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                   21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                   11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i turned = _mm512_permutexvar_epi16(_mm512_load_si512(kTurn), __m512i(both));
+    __builtin_memcpy(to, &turned, sizeof turned);
+  }
+};
+#endif
+
+}  // namespace
+}  // namespace FASTMTT_ISA
+}  // namespace fastmtt

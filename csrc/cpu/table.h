@@ -1,0 +1,31 @@
+// All kernels for one kind of operand, for the instruction set being compiled for.
+
+#pragma once
+
+#include "norm.h"
+#include "products.h"
+
+namespace fastmtt {
+namespace FASTMTT_ISA {
+namespace {
+
+template <typename Op>
+constexpr Kernels<typename Op::Value> kTable = {
+    sizeof(typename Op::Element),
+    Op::kGroup,
+    &multiply<Op>,
+    &multiply_transposed<Op>,
+    &Lifting<Op>::lift,
+    &Lifting<Op>::lift_transposed,
+    &Lifting<Op>::filters,
+    &Lifting<Op>::filters_flipped,
+    &Lifting<Op>::filters_transposed,
+    &Norm<Op>::normalise,
+    &Norm<Op>::normalise_jvp,
+    &Norm<Op>::backward,
+    &Norm<Op>::backward_jvp,
+};
+
+}  // namespace
+}  // namespace FASTMTT_ISA
+}  // namespace fastmtt
