@@ -3,6 +3,9 @@
 //
 // Shapes: activations [S,B,H,W,C], conv weights [S,3,3,Cin,Cout], gamma and beta [S,C],
 // rstd [S,B,C], flat vectors [S,P]. A result that `needs` does not ask for has shape [0].
+//
+// An overload `into` writes its results into contiguous tensors that the caller gives after the
+// other arguments; one for a result not asked for is left alone.
 
 #include <Python.h>
 #include <torch/library.h>
@@ -46,25 +49,50 @@ TORCH_LIBRARY(fastmtt, m) {
 
   m.def("linear_xent(Tensor f, Tensor w, Tensor b, Tensor y) -> (Tensor loss, Tensor logp)");
   m.def(
+      "linear_xent.into(Tensor f, Tensor w, Tensor b, Tensor y, Tensor(a!) loss, Tensor(b!) logp)"
+      " -> ()");
+  m.def(
       "linear_xent_backward(Tensor f, Tensor w, Tensor logp, Tensor y, bool[2] needs)"
       " -> (Tensor gf, Tensor gw, Tensor gb, Tensor gy)");
+  m.def(
+      "linear_xent_backward.into(Tensor f, Tensor w, Tensor logp, Tensor y, bool[2] needs,"
+      " Tensor(a!) gf, Tensor(b!) gw, Tensor(c!) gb, Tensor(d!) gy) -> ()");
   m.def(
       "linear_xent_jvp(Tensor f, Tensor f_dot, Tensor w, Tensor w_dot, Tensor b_dot, Tensor logp,"
       " Tensor y) -> (Tensor loss_dot, Tensor logp_dot)");
   m.def(
+      "linear_xent_jvp.into(Tensor f, Tensor f_dot, Tensor w, Tensor w_dot, Tensor b_dot,"
+      " Tensor logp, Tensor y, Tensor(a!) loss_dot, Tensor(b!) logp_dot) -> ()");
+  m.def(
       "linear_xent_backward_jvp(Tensor f, Tensor f_dot, Tensor w, Tensor w_dot, Tensor logp,"
       " Tensor logp_dot, Tensor y, bool[3] needs)"
       " -> (Tensor gf_dot, Tensor gw_dot, Tensor gb_dot, Tensor gy_dot, Tensor gf)");
+  m.def(
+      "linear_xent_backward_jvp.into(Tensor f, Tensor f_dot, Tensor w, Tensor w_dot, Tensor logp,"
+      " Tensor logp_dot, Tensor y, bool[3] needs, Tensor(a!) gf_dot, Tensor(b!) gw_dot,"
+      " Tensor(c!) gb_dot, Tensor(d!) gy_dot, Tensor(e!) gf) -> ()");
 
   m.def("sgd_update(Tensor theta, Tensor g, Tensor lr) -> Tensor");
+  m.def("sgd_update.into(Tensor theta, Tensor g, Tensor lr, Tensor(a!) result) -> ()");
   m.def("dot(Tensor a, Tensor b) -> Tensor");
-  m.def("sqdist(Tensor theta, Tensor target, Tensor? keep=None) -> Tensor");
+  m.def("dot.into(Tensor a, Tensor b, Tensor(a!) result) -> ()");
+  m.def("sqdist(Tensor theta, Tensor target, Tensor? keep) -> Tensor");
+  m.def("sqdist.into(Tensor theta, Tensor target, Tensor? keep, Tensor(a!) result) -> ()");
 
   m.def("dsa(Tensor x, Tensor kind, Tensor values, float cutout) -> Tensor");
+  m.def("dsa.into(Tensor x, Tensor kind, Tensor values, float cutout, Tensor(a!) result) -> ()");
   m.def("dsa_transpose(Tensor g, Tensor kind, Tensor values, float cutout) -> Tensor");
+  m.def(
+      "dsa_transpose.into(Tensor g, Tensor kind, Tensor values, float cutout, Tensor(a!) result)"
+      " -> ()");
 
   m.def("gsam_perturb(Tensor theta, Tensor g, float rho, bool adaptive) -> Tensor");
+  m.def(
+      "gsam_perturb.into(Tensor theta, Tensor g, float rho, bool adaptive, Tensor(a!) result)"
+      " -> ()");
   m.def("gsam_combine(Tensor g, Tensor g_perturbed, float alpha) -> Tensor");
+  m.def(
+      "gsam_combine.into(Tensor g, Tensor g_perturbed, float alpha, Tensor(a!) result) -> ()");
 }
 
 // An empty module: importing fastmtt._C loads the library, whose initialisers register the ops.

@@ -114,7 +114,7 @@ def forward_sweep(
         if tape:
             record.tapes[t] = tape
         record.gradients[t] = g
-        record.thetas[t + 1] = ops.sgd_update(record.thetas[t], g, lr[t])
+        ops.sgd_update(record.thetas[t], g, lr[t], into=[record.thetas[t + 1]])
     return record
 
 

@@ -228,13 +228,9 @@ def _direction(
     _, g, _ = student.gradient(theta, x, y)
     if sharpness is None:
         return g
-    # One student at a time: in company, several threads would sum its weights in another order.
-    rho, alpha, adaptive = sharpness.rho, sharpness.alpha, sharpness.adaptive
-    pairs = zip(theta.split(1), g.split(1), strict=True)
-    uphill = torch.cat([ops.gsam_perturb(w, d, rho, adaptive) for w, d in pairs])
+    uphill = ops.gsam_perturb(theta, g, sharpness.rho, sharpness.adaptive)
     _, there, _ = student.gradient(uphill, x, y)
-    pairs = zip(g.split(1), there.split(1), strict=True)
-    return torch.cat([ops.gsam_combine(one, other, alpha) for one, other in pairs])
+    return ops.gsam_combine(g, there, sharpness.alpha)
 
 
 def _batches(

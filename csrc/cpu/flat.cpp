@@ -1,56 +1,71 @@
-// sgd_update, dot, sqdist: flat weight vectors [S,P], a row a student.
+// sgd_update, dot, sqdist, gsam_perturb, gsam_combine: flat weight vectors [S,P], a row a student.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/bit_cast.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
+#include "results.h"
+#include "rows.h"
 #include "widest.h"
 
+namespace fastmtt {
 namespace {
+
+using at::Tensor;
 
 // Partial sums cover fixed chunks of a row, so that no result depends on the number of threads.
 constexpr int64_t kChunk = 4096;
 constexpr int64_t kChunksATask = 8;
-constexpr int64_t kLanes = 32;  // independent sums, for the vector units and the adder's latency
 
-void check_first(const char* op, const char* name, const at::Tensor& t) {
+void check_first(const char* op, const char* name, const Tensor& t) {
   TORCH_CHECK(t.dim() == 2, "fastmtt::", op, ": ", name, " must have shape [S, P], got ", t.sizes());
   TORCH_CHECK(
       t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble,
       "fastmtt::", op, ": ", name, " must be float32 or float64, got ", t.scalar_type());
 }
 
-void check_alike(
-    const char* op, const char* name, const at::Tensor& t, const char* first_name,
-    const at::Tensor& first) {
+void check_alike(const char* op, const Named& argument, const Named& first) {
+  const auto& [name, t] = argument;
   TORCH_CHECK(
-      t.sizes() == first.sizes(),
-      "fastmtt::", op, ": ", name, " must have the shape of ", first_name, ", ", first.sizes(),
-      ", got ", t.sizes());
+      t.sizes() == first.tensor.sizes(),
+      "fastmtt::", op, ": ", name, " must have the shape of ", first.name, ", ",
+      first.tensor.sizes(), ", got ", t.sizes());
   TORCH_CHECK(
-      t.scalar_type() == first.scalar_type(),
-      "fastmtt::", op, ": ", name, " must have the dtype of ", first_name, ", ",
-      first.scalar_type(), ", got ", t.scalar_type());
+      t.scalar_type() == first.tensor.scalar_type(),
+      "fastmtt::", op, ": ", name, " must have the dtype of ", first.name, ", ",
+      first.tensor.scalar_type(), ", got ", t.scalar_type());
 }
 
-at::Tensor with_contiguous_rows(const at::Tensor& t) {
-  return t.size(1) <= 1 || t.stride(1) == 1 ? t : t.contiguous();
+// Two vectors of one shape and dtype a student.
+void check_pair(const char* op, const Named& first, const Named& second) {
+  check_first(op, first.name, first.tensor);
+  check_alike(op, second, first);
+}
+
+void check_vectors(const char* op, const Tensor& result, const Named& first, const Named& second) {
+  check_result(op, {"result", result}, first.tensor.sizes(), first.tensor);
+  check_whole(op, {"result", result}, {first, second});
+}
+
+void check_sums(const char* op, const Tensor& result, const Tensor& like) {
+  check_result(op, {"result", result}, like.sizes().slice(0, 1), like);
 }
 
 template <typename T>
-struct Rows {
-  explicit Rows(const at::Tensor& t) : data(t.const_data_ptr<T>()), stride(t.stride(0)) {}
-  const T* operator[](int64_t row) const { return data + row * stride; }
-  const T* data;
-  int64_t stride;
-};
+Rows<T> rows_of(const Tensor& t) {
+  return {t.const_data_ptr<T>(), t.stride(0)};
+}
 
 int64_t chunks_a_row(int64_t columns) {
   return at::divup(columns, kChunk);
@@ -68,89 +83,101 @@ void for_chunks(int64_t rows, int64_t columns, const Work& work) {
   });
 }
 
-template <typename Term>
-[[gnu::always_inline]] inline double sum_lanes(int64_t begin, int64_t end, const Term& term) {
-  double lane[kLanes] = {};
-  int64_t j = begin;
-  for (; j + kLanes <= end; j += kLanes) {
-    for (int64_t k = 0; k < kLanes; ++k) lane[k] += term(j + k);
-  }
-  for (int64_t k = 0; j < end; ++j, ++k) lane[k] += term(j);
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t k = 0; k < half; ++k) lane[k] += lane[k + half];
-  }
-  return lane[0];
-}
-
-template <typename Term>
-double sum(int64_t begin, int64_t end, const Term& term) {
-  double result = 0;
-  fastmtt::run_widest([&]() FASTMTT_INLINE { result = sum_lanes(begin, end, term); });
-  return result;
-}
-
-// result[row] = sum over columns j of term(row)(j), added up in double.
-template <typename T, typename Term>
-at::Tensor sum_rows(const at::Tensor& like, const Term& term) {
-  const int64_t rows = like.size(0), columns = like.size(1), per_row = chunks_a_row(columns);
-  std::vector<double> partial(rows * per_row);
-  for_chunks(rows, columns, [&](int64_t chunk, int64_t row, int64_t begin, int64_t end) {
-    partial[chunk] = sum(begin, end, term(row));
+// result[row, j] = value(row)(j). A result may be an input itself: what value(row)(j) reads of the
+// row is element j.
+template <typename T, typename Value>
+void map_rows(const Tensor& result, const Value& value) {
+  const int64_t columns = result.size(1);
+  T* data = result.mutable_data_ptr<T>();
+  for_chunks(result.size(0), columns, [&](int64_t, int64_t row, int64_t begin, int64_t end) {
+    run_widest([&, out = data + row * columns, at = value(row)]() FASTMTT_INLINE {
+#pragma GCC ivdep
+      for (int64_t j = begin; j < end; ++j) out[j] = at(j);
+    });
   });
-  at::Tensor result = at::empty({rows}, like.options());
-  T* out = result.mutable_data_ptr<T>();
-  for (int64_t row = 0; row < rows; ++row) {
-    double total = 0;
-    for (int64_t i = 0; i < per_row; ++i) total += partial[row * per_row + i];
-    out[row] = static_cast<T>(total);
-  }
-  return result;
 }
 
-at::Tensor sgd_update(const at::Tensor& theta, const at::Tensor& g, const at::Tensor& lr) {
-  check_first("sgd_update", "theta", theta);
-  check_alike("sgd_update", "g", g, "theta", theta);
-  const int64_t rows = theta.size(0), columns = theta.size(1);
+// For every row the sums over its columns j of term(row)(j), N of them, added up in double.
+template <size_t N, typename Term>
+std::vector<std::array<double, N>> sum_rows(int64_t rows, int64_t columns, const Term& term) {
+  const int64_t per_row = chunks_a_row(columns);
+  std::vector<std::array<double, N>> partial(rows * per_row), totals(rows);
+  for_chunks(rows, columns, [&](int64_t chunk, int64_t row, int64_t begin, int64_t end) {
+    run_widest([&, at = term(row)]() FASTMTT_INLINE {
+      partial[chunk] = sum_lanes<double, N>(begin, end, at);
+    });
+  });
+  for (int64_t chunk = 0; chunk < rows * per_row; ++chunk) {
+    for (size_t i = 0; i < N; ++i) totals[chunk / per_row][i] += partial[chunk][i];
+  }
+  return totals;
+}
+
+template <typename T, typename Term>
+void sum_rows_into(const Tensor& result, int64_t columns, const Term& term) {
+  const auto totals = sum_rows<1>(result.size(0), columns, term);
+  T* out = result.mutable_data_ptr<T>();
+  for (size_t row = 0; row < totals.size(); ++row) out[row] = static_cast<T>(totals[row][0]);
+}
+
+void sgd_update_into(
+    const Tensor& theta, const Tensor& g, const Tensor& lr, const Tensor& result) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  check_pair("sgd_update", {"theta", theta}, {"g", g});
+  const int64_t students = theta.size(0);
   TORCH_CHECK(
-      lr.dim() == 0 || (lr.dim() == 1 && lr.size(0) == rows),
-      "fastmtt::sgd_update: lr must have shape [] or [S] = [", rows, "], got ", lr.sizes());
+      lr.dim() == 0 || (lr.dim() == 1 && lr.size(0) == students),
+      "fastmtt::sgd_update: lr must have shape [] or [S] = [", students, "], got ", lr.sizes());
   TORCH_CHECK(
       lr.scalar_type() == theta.scalar_type(),
       "fastmtt::sgd_update: lr must have the dtype of theta, ", theta.scalar_type(), ", got ",
       lr.scalar_type());
-  const at::Tensor theta_rows = with_contiguous_rows(theta), g_rows = with_contiguous_rows(g);
-  at::Tensor result = at::empty({rows, columns}, theta.options());
+  check_vectors("sgd_update", result, {"theta", theta}, {"g", g});
+  const Tensor theta_rows = with_dense_rows(theta), g_rows = with_dense_rows(g);
   AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sgd_update", [&] {
-    const Rows<scalar_t> from(theta_rows), step(g_rows);
-    const scalar_t* rate = lr.const_data_ptr<scalar_t>();
+    const auto from = rows_of<scalar_t>(theta_rows), step = rows_of<scalar_t>(g_rows);
+    const scalar_t* rates = lr.const_data_ptr<scalar_t>();
     const int64_t rate_stride = lr.dim() == 0 ? 0 : lr.stride(0);
-    scalar_t* out = result.mutable_data_ptr<scalar_t>();
-    for_chunks(rows, columns, [&](int64_t, int64_t row, int64_t begin, int64_t end) {
-      const scalar_t *t = from[row], *d = step[row];
-      const scalar_t beta = rate[row * rate_stride];
-      scalar_t* o = out + row * columns;
-      for (int64_t j = begin; j < end; ++j) o[j] = t[j] - beta * d[j];
+    map_rows<scalar_t>(result, [&](int64_t row) {
+      return [t = from[row], d = step[row], rate = rates[row * rate_stride]](int64_t j)
+                 FASTMTT_INLINE { return t[j] - rate * d[j]; };
     });
   });
+}
+
+Tensor sgd_update(const Tensor& theta, const Tensor& g, const Tensor& lr) {
+  const Tensor result = at::empty(theta.sizes(), theta.options());
+  sgd_update_into(theta, g, lr, result);
   return result;
 }
 
-at::Tensor dot(const at::Tensor& a, const at::Tensor& b) {
-  check_first("dot", "a", a);
-  check_alike("dot", "b", b, "a", a);
-  const at::Tensor a_rows = with_contiguous_rows(a), b_rows = with_contiguous_rows(b);
-  return AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::dot", [&] {
-    const Rows<scalar_t> left(a_rows), right(b_rows);
-    return sum_rows<scalar_t>(a, [&](int64_t row) {
-      return [x = left[row], y = right[row]](int64_t j) { return double(x[j]) * double(y[j]); };
+void dot_into(const Tensor& a, const Tensor& b, const Tensor& result) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  check_pair("dot", {"a", a}, {"b", b});
+  check_sums("dot", result, a);
+  const Tensor a_rows = with_dense_rows(a), b_rows = with_dense_rows(b);
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::dot", [&] {
+    const auto left = rows_of<scalar_t>(a_rows), right = rows_of<scalar_t>(b_rows);
+    sum_rows_into<scalar_t>(result, a.size(1), [&](int64_t row) {
+      return [x = left[row], y = right[row]](int64_t j) FASTMTT_INLINE {
+        return std::array<double, 1>{double(x[j]) * double(y[j])};
+      };
     });
   });
 }
 
-at::Tensor sqdist(
-    const at::Tensor& theta, const at::Tensor& target, const std::optional<at::Tensor>& keep) {
-  check_first("sqdist", "theta", theta);
-  check_alike("sqdist", "target", target, "theta", theta);
+Tensor dot(const Tensor& a, const Tensor& b) {
+  check_first("dot", "a", a);
+  const Tensor result = at::empty({a.size(0)}, a.options());
+  dot_into(a, b, result);
+  return result;
+}
+
+void sqdist_into(
+    const Tensor& theta, const Tensor& target, const std::optional<Tensor>& keep,
+    const Tensor& result) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  check_pair("sqdist", {"theta", theta}, {"target", target});
   if (keep) {
     TORCH_CHECK(
         keep->scalar_type() == at::kBool, "fastmtt::sqdist: keep must be bool, got ",
@@ -160,36 +187,118 @@ at::Tensor sqdist(
         "fastmtt::sqdist: keep must have shape [P] or [S, P] for theta ", theta.sizes(), ", got ",
         keep->sizes());
   }
-  const at::Tensor theta_rows = with_contiguous_rows(theta);
-  const at::Tensor target_rows = with_contiguous_rows(target);
-  const at::Tensor keep_rows =
-      keep ? with_contiguous_rows(keep->expand(theta.sizes())) : at::Tensor();
-  return AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sqdist", [&] {
-    const Rows<scalar_t> here(theta_rows), there(target_rows);
-    const auto squared = [](scalar_t x, scalar_t y) {
+  check_sums("sqdist", result, theta);
+  const Tensor theta_rows = with_dense_rows(theta), target_rows = with_dense_rows(target);
+  const Tensor keep_rows = keep ? with_dense_rows(keep->expand(theta.sizes())) : Tensor();
+  AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sqdist", [&] {
+    const auto here = rows_of<scalar_t>(theta_rows), there = rows_of<scalar_t>(target_rows);
+    const auto squared = [](scalar_t x, scalar_t y) FASTMTT_INLINE {
       const double d = double(x) - double(y);
       return d * d;
     };
     if (!keep) {
-      return sum_rows<scalar_t>(theta, [&](int64_t row) {
-        return [=, x = here[row], y = there[row]](int64_t j) { return squared(x[j], y[j]); };
+      sum_rows_into<scalar_t>(result, theta.size(1), [&](int64_t row) {
+        return [=, x = here[row], y = there[row]](int64_t j) FASTMTT_INLINE {
+          return std::array<double, 1>{squared(x[j], y[j])};
+        };
       });
+      return;
     }
-    const Rows<bool> kept(keep_rows);
-    return sum_rows<scalar_t>(theta, [&](int64_t row) {
-      return [=, x = here[row], y = there[row], k = kept[row]](int64_t j) {
+    const auto kept = rows_of<bool>(keep_rows);
+    sum_rows_into<scalar_t>(result, theta.size(1), [&](int64_t row) {
+      return [=, x = here[row], y = there[row], k = kept[row]](int64_t j) FASTMTT_INLINE {
         // k[j] ? squared : 0, whatever squared is, without a jump that a random mask mispredicts.
         const uint64_t all_or_none = -static_cast<uint64_t>(k[j]);
-        return c10::bit_cast<double>(c10::bit_cast<uint64_t>(squared(x[j], y[j])) & all_or_none);
+        const uint64_t bits = c10::bit_cast<uint64_t>(squared(x[j], y[j])) & all_or_none;
+        return std::array<double, 1>{c10::bit_cast<double>(bits)};
       };
     });
   });
 }
 
+Tensor sqdist(const Tensor& theta, const Tensor& target, const std::optional<Tensor>& keep) {
+  check_first("sqdist", "theta", theta);
+  const Tensor result = at::empty({theta.size(0)}, theta.options());
+  sqdist_into(theta, target, keep, result);
+  return result;
+}
+
+void gsam_perturb_into(
+    const Tensor& theta, const Tensor& g, double rho, bool adaptive, const Tensor& result) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  check_pair("gsam_perturb", {"theta", theta}, {"g", g});
+  check_vectors("gsam_perturb", result, {"theta", theta}, {"g", g});
+  const Tensor theta_rows = with_dense_rows(theta), g_rows = with_dense_rows(g);
+  AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::gsam_perturb", [&] {
+    using T = scalar_t;
+    const auto from = rows_of<T>(theta_rows), slope = rows_of<T>(g_rows);
+    const auto perturb = [&](auto by_size) {
+      const auto squares = sum_rows<1>(theta.size(0), theta.size(1), [&](int64_t row) {
+        return [=, t = from[row], d = slope[row]](int64_t j) FASTMTT_INLINE {
+          const double scaled = (by_size ? double(t[j]) : 1.0) * double(d[j]);
+          return std::array<double, 1>{scaled * scaled};
+        };
+      });
+      map_rows<T>(result, [&](int64_t row) {
+        const T step = static_cast<T>(rho / (std::sqrt(squares[row][0]) + 1e-12));
+        return [=, t = from[row], d = slope[row]](int64_t j) FASTMTT_INLINE {
+          return t[j] + step * (by_size ? t[j] * t[j] : T(1)) * d[j];
+        };
+      });
+    };
+    adaptive ? perturb(std::true_type()) : perturb(std::false_type());
+  });
+}
+
+Tensor gsam_perturb(const Tensor& theta, const Tensor& g, double rho, bool adaptive) {
+  const Tensor result = at::empty(theta.sizes(), theta.options());
+  gsam_perturb_into(theta, g, rho, adaptive, result);
+  return result;
+}
+
+void gsam_combine_into(
+    const Tensor& g, const Tensor& g_perturbed, double alpha, const Tensor& result) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  check_pair("gsam_combine", {"g", g}, {"g_perturbed", g_perturbed});
+  check_vectors("gsam_combine", result, {"g", g}, {"g_perturbed", g_perturbed});
+  const Tensor g_rows = with_dense_rows(g), perturbed_rows = with_dense_rows(g_perturbed);
+  AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "fastmtt::gsam_combine", [&] {
+    using T = scalar_t;
+    const auto here = rows_of<T>(g_rows), uphill = rows_of<T>(perturbed_rows);
+    const auto sums = sum_rows<3>(g.size(0), g.size(1), [&](int64_t row) {
+      return [x = here[row], y = uphill[row]](int64_t j) FASTMTT_INLINE {
+        const double a = x[j], b = y[j];
+        return std::array<double, 3>{a * a, b * b, a * b};
+      };
+    });
+    map_rows<T>(result, [&](int64_t row) {
+      const double norm = std::sqrt(sums[row][0]), norm_perturbed = std::sqrt(sums[row][1]);
+      const double cosine = sums[row][2] / (norm_perturbed * norm + 1e-12);
+      const T share = static_cast<T>(cosine * norm / (norm_perturbed + 1e-12));
+      return [=, weight = static_cast<T>(alpha), x = here[row], y = uphill[row]](int64_t j)
+                 FASTMTT_INLINE { return y[j] - weight * (x[j] - share * y[j]); };
+    });
+  });
+}
+
+Tensor gsam_combine(const Tensor& g, const Tensor& g_perturbed, double alpha) {
+  const Tensor result = at::empty(g.sizes(), g.options());
+  gsam_combine_into(g, g_perturbed, alpha, result);
+  return result;
+}
+
 }  // namespace
+}  // namespace fastmtt
 
 TORCH_LIBRARY_IMPL(fastmtt, CPU, m) {
-  m.impl("sgd_update", &sgd_update);
-  m.impl("dot", &dot);
-  m.impl("sqdist", &sqdist);
+  m.impl("sgd_update", &fastmtt::sgd_update);
+  m.impl("sgd_update.into", &fastmtt::sgd_update_into);
+  m.impl("dot", &fastmtt::dot);
+  m.impl("dot.into", &fastmtt::dot_into);
+  m.impl("sqdist", &fastmtt::sqdist);
+  m.impl("sqdist.into", &fastmtt::sqdist_into);
+  m.impl("gsam_perturb", &fastmtt::gsam_perturb);
+  m.impl("gsam_perturb.into", &fastmtt::gsam_perturb_into);
+  m.impl("gsam_combine", &fastmtt::gsam_combine);
+  m.impl("gsam_combine.into", &fastmtt::gsam_combine_into);
 }

@@ -11,10 +11,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -79,33 +80,63 @@ def use(backend: str | None) -> Iterator[None]:
         _forced.reset(token)
 
 
-def call(op: str, *args: Any) -> Any:
-    """Run ``op`` on the backend that serves these arguments."""
-    return _serve(op, args)(*args)
+def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
+    """Run ``op`` on the backend that serves these arguments.
+
+    Args:
+        op: its name.
+        *args: all its arguments.
+        into: contiguous tensors to write the results into, which are returned in place of fresh
+            ones; one for a result not asked for is left alone. Further tensors are room that a
+            compiled op may work in.
+    """
+    compiled_serves = _compiled_serves(op, args if into is None else (*args, *into))
+    if into is None:
+        return (_compiled_op(op) if compiled_serves else getattr(reference, op))(*args)
+    if not compiled_serves:
+        return _write(getattr(reference, op), args, into)
+    _compiled_op(op, "into")(*args, *into)
+    count = len(_compiled_op(op)._schema.returns)
+    return into[0] if count == 1 else tuple(into[:count])
 
 
-def _serve(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:
-    plain: Callable[..., Any] = getattr(reference, op)
+def _compiled_serves(op: str, args: tuple[Any, ...]) -> bool:
     wanted = forced()
     if wanted == "reference":
-        return plain
+        return False
     if wanted == "cpu" and extension_error() is not None:
         raise FastmttError(f"backend 'cpu' was asked for, but {extension_error()}")
     if not compiled(op):
-        return plain
+        return False
     refusal = _refusal(args)
     if refusal is None:
-        return _compiled_op(op)
+        return True
     if wanted == "cpu":
         raise FastmttError(f"backend 'cpu' cannot serve {op}: {refusal}")
     _say_once(f"{op}: the compiled kernel cannot serve ({refusal}); plain torch does")
-    return plain
+    return False
 
 
 @cache
-def _compiled_op(op: str) -> Callable[..., Any]:
-    overload: Callable[..., Any] = getattr(torch.ops.fastmtt, op).default
-    return overload
+def _compiled_op(op: str, overload: str = "default") -> Any:
+    return getattr(getattr(torch.ops.fastmtt, op), overload)
+
+
+def _write(function: Callable[..., Any], args: Sequence[Any], into: Sequence[Tensor]) -> Any:
+    """Results of a function that makes its own, copied to where they are wanted."""
+    found = function(*args)
+    results = found if isinstance(found, tuple) else (found,)
+    for result, place in zip(results, into, strict=False):
+        if result.shape == (0,):  # not asked for, or nothing to copy
+            continue
+        if (place.shape, place.dtype) != (result.shape, result.dtype) or not place.is_contiguous():
+            raise RuntimeError(
+                f"{function.__name__}: a result must be a contiguous {result.dtype} tensor of "
+                f"shape {list(result.shape)} to be written into, got {place.dtype} of shape "
+                f"{list(place.shape)} and strides {list(place.stride())}"
+            )
+        place.copy_(result)
+    return tuple(into[: len(results)]) if isinstance(found, tuple) else into[0]
 
 
 def _refusal(args: tuple[Any, ...]) -> str | None:
@@ -129,9 +160,26 @@ def _complete_with_reference() -> None:
     library = torch.library.Library("fastmtt", "IMPL")
     _libraries.append(library)
     for op in reference.__all__:
-        library.impl(op, getattr(reference, op), "CompositeExplicitAutograd")
-        fake = _same_shape if op.startswith("dsa") else getattr(reference, op)
+        plain = getattr(reference, op)
+        library.impl(op, plain, "CompositeExplicitAutograd")
+        fake = _same_shape if op.startswith("dsa") else plain
         torch.library.register_fake(f"fastmtt::{op}", fake, lib=library)
+        if "into" in getattr(torch.ops.fastmtt, op).overloads():
+            library.impl(f"{op}.into", _writing(plain), "CompositeExplicitAutograd")
+            torch.library.register_fake(f"fastmtt::{op}.into", _nothing, lib=library)
+
+
+def _writing(function: Callable[..., Any]) -> Callable[..., None]:
+    count = len(signature(function).parameters)
+
+    def write(*args: Any) -> None:
+        _write(function, args[:count], args[count:])
+
+    return write
+
+
+def _nothing(*args: Any) -> None:
+    return None
 
 
 def _same_shape(x: Tensor, kind: Tensor, values: Tensor, cutout: float) -> Tensor:

@@ -365,7 +365,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
 
 
-def sqdist(theta: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+def sqdist(theta: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
     """Row-wise squared distance [S] over the parameters kept (bool [P] or [S,P])."""
     d = (theta - target).square()
     return d.sum(-1) if keep is None else (d * keep).sum(-1)
@@ -374,14 +374,18 @@ def sqdist(theta: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
 def gsam_perturb(theta: Tensor, g: Tensor, rho: float, adaptive: bool) -> Tensor:
     """The weights GSAM climbs to before its second gradient (methods: FTD's experts)."""
     scale = theta.abs() if adaptive else torch.ones_like(theta)
-    norm = (scale * g).norm(dim=-1, keepdim=True)
-    return theta + rho * scale.square() * g / (norm + 1e-12)
+    return theta + rho * scale.square() * g / (_norm(scale * g) + 1e-12)
 
 
 def gsam_combine(g: Tensor, g_perturbed: Tensor, alpha: float) -> Tensor:
     """GSAM's direction: g_perturbed less alpha times g's part orthogonal to it."""
-    norm = g.norm(dim=-1, keepdim=True)
-    norm_perturbed = g_perturbed.norm(dim=-1, keepdim=True)
-    cosine = dot(g, g_perturbed)[:, None] / (norm_perturbed * norm + 1e-12)
+    norm, norm_perturbed = _norm(g), _norm(g_perturbed)
+    inner = torch.stack([(a * b).sum() for a, b in zip(g, g_perturbed, strict=True)])[:, None]
+    cosine = inner / (norm_perturbed * norm + 1e-12)
     orthogonal = g - cosine * norm * g_perturbed / (norm_perturbed + 1e-12)
     return g_perturbed - alpha * orthogonal
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """[S,1]; row by row, as threads would add up many rows in another order than one."""
+    return torch.stack([row.norm() for row in rows])[:, None]

@@ -152,7 +152,7 @@ def _sgd_update():
 
 def _sqdist():
     a, b = _rows(2)
-    return [(a, b), (a, b, None), (a, b, a > 0), (a, b, a[0] > 0)]
+    return [(a, b, None), (a, b, a > 0), (a, b, a[0] > 0)]
 
 
 def dsa_values(kind, students, batch):

@@ -179,7 +179,10 @@ A, B, LR = torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(())
             r"lr must have shape \[\] or .* got \[3\]",
         ),
         (lambda: ops().sgd_update(A, A, LR.double()), "lr must have the dtype of theta, Float"),
-        (lambda: ops().sqdist(A, A[:1]), r"target must have the shape of theta, \[2, 3\], got \[1"),
+        (
+            lambda: ops().sqdist(A, A[:1], None),
+            r"target must have the shape of theta, \[2, 3\], got \[1",
+        ),
         (lambda: ops().sqdist(A, A, A), "keep must be bool, got Float"),
         (lambda: ops().sqdist(A, A, A[0, :2] > 0), r"keep must have shape \[P\] or \[S, P\]"),
     ],
@@ -196,6 +199,6 @@ def test_opcheck(dtype):
     torch.library.opcheck(ops().sgd_update.default, (a, b, lr))
     torch.library.opcheck(ops().sgd_update.default, (a, b, lr[0]))
     torch.library.opcheck(ops().dot.default, (a, b))
-    torch.library.opcheck(ops().sqdist.default, (a, b))
+    torch.library.opcheck(ops().sqdist.default, (a, b, None))
     torch.library.opcheck(ops().sqdist.default, (a, b, keep))
     torch.library.opcheck(ops().sqdist.default, (a, b, keep[0]))

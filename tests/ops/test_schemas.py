@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 from samples import samples
+from test_into import WRITING
 
 from fastmtt import ops
 from fastmtt.ops import backends, reference
@@ -16,9 +17,10 @@ pytestmark = pytest.mark.usefixtures("extension")
 
 def test_declared_ops_are_those_of_the_reference():
     assert backends.extension_error() is None
-    names = torch._C._dispatch_get_all_op_names()
-    declared = {name.removeprefix("fastmtt::") for name in names if name.startswith("fastmtt::")}
-    assert declared == set(OPS) == set(ops.__all__) - {"use"}
+    every = torch._C._dispatch_get_all_op_names()
+    declared = {name.removeprefix("fastmtt::") for name in every if name.startswith("fastmtt::")}
+    names = {name for name in declared if not name.endswith(".into")}
+    assert names == set(OPS) == set(ops.__all__) - {"use"}
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -28,9 +30,31 @@ def test_schema_names_the_reference_arguments(op):
     assert [a.name for a in schema.arguments] == list(signature.parameters)
 
 
+@pytest.mark.parametrize("op", WRITING)
+def test_the_form_that_writes_takes_the_results_after_the_arguments(op):
+    packet = getattr(torch.ops.fastmtt, op)
+    plain, into = packet.default._schema, packet.into._schema
+    count = len(plain.arguments)
+    assert [a.name for a in into.arguments[:count]] == [a.name for a in plain.arguments]
+    results = [r.name or "result" for r in plain.returns]
+    assert [a.name for a in into.arguments[count:]][: len(results)] == results
+    written = [a.alias_info is not None and a.alias_info.is_write for a in into.arguments]
+    assert written == [i >= count for i in range(len(written))]
+    assert into.returns == []
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck_in_full(op):
     torch.library.opcheck(getattr(torch.ops.fastmtt, op).default, samples(op)[0])
+
+
+@pytest.mark.parametrize("op", WRITING)
+def test_opcheck_of_the_form_that_writes(op):
+    arguments = samples(op)[0]
+    found = getattr(reference, op)(*arguments)
+    results = found if isinstance(found, tuple) else (found,)
+    given = [torch.full_like(r, 7.0) for r in results]
+    torch.library.opcheck(getattr(torch.ops.fastmtt, op).into, (*arguments, *given))
 
 
 @pytest.mark.parametrize("op", OPS)

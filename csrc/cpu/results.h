@@ -1,0 +1,53 @@
+// Tensors that the caller gives for an op's results: the overloads named `into`.
+
+#pragma once
+
+#include <ATen/MemoryOverlap.h>
+#include <ATen/core/Tensor.h>
+
+#include <initializer_list>
+
+namespace fastmtt {
+
+// An argument's name and what was given for it.
+struct Named {
+  const char* name;
+  const at::Tensor& tensor;
+};
+
+// A result must be a contiguous tensor of its shape and of the dtype of `like`. Its version is
+// raised, as by any write: autograd must see that a saved tensor is no longer what it was.
+inline void check_result(
+    const char* op, const Named& result, at::IntArrayRef shape, const at::Tensor& like) {
+  const auto& [name, t] = result;
+  TORCH_CHECK(
+      t.sizes() == shape && t.scalar_type() == like.scalar_type() && t.is_contiguous(),
+      "fastmtt::", op, ": ", name, " must be a contiguous ", like.scalar_type(),
+      " tensor of shape ", shape, " to be written into, got ", t.scalar_type(), " of shape ",
+      t.sizes(), " and strides ", t.strides());
+  if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+}
+
+// Ops that read an input after they have begun to write need their results apart from it.
+inline void check_apart(
+    const char* op, const Named& result, std::initializer_list<Named> inputs) {
+  for (const Named& input : inputs) {
+    const auto overlap = at::get_overlap_status(result.tensor, input.tensor);
+    TORCH_CHECK(
+        overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial,
+        "fastmtt::", op, ": ", result.name, " must not lie in the memory of ", input.name);
+  }
+}
+
+// Ops that work element by element may write an input itself, but no other part of its memory.
+inline void check_whole(
+    const char* op, const Named& result, std::initializer_list<Named> inputs) {
+  for (const Named& input : inputs) {
+    TORCH_CHECK(
+        at::get_overlap_status(result.tensor, input.tensor) != at::MemOverlapStatus::Partial,
+        "fastmtt::", op, ": ", result.name, " must be ", input.name,
+        " itself or lie apart from its memory");
+  }
+}
+
+}  // namespace fastmtt
