@@ -16,7 +16,7 @@ TORCH_LIBRARY(fastmtt, m) {
       " -> (Tensor p, Tensor xhat, Tensor rstd)");
   m.def(
       "conv_block.into(Tensor a, Tensor w, Tensor gamma, Tensor beta, bool bf16, Tensor(a!) p,"
-      " Tensor(b!) xhat, Tensor(c!) rstd, Tensor(d!) scratch) -> ()");
+      " Tensor(b!) xhat, Tensor(c!) rstd, Tensor(d!)? scratch=None) -> ()");
   m.def(
       "conv_block_backward(Tensor gp, Tensor a, Tensor w, Tensor gamma, Tensor beta, Tensor xhat,"
       " Tensor rstd, bool[2] needs, bool bf16=False)"
@@ -24,17 +24,18 @@ TORCH_LIBRARY(fastmtt, m) {
   m.def(
       "conv_block_backward.into(Tensor gp, Tensor a, Tensor w, Tensor gamma, Tensor beta,"
       " Tensor xhat, Tensor rstd, bool[2] needs, bool bf16, Tensor(a!) ga, Tensor(b!) gw,"
-      " Tensor(c!) ggamma, Tensor(d!) gbeta, Tensor(e!) scratch) -> ()");
+      " Tensor(c!) ggamma, Tensor(d!) gbeta, Tensor(e!)? scratch=None) -> ()");
   m.def(
       "conv_block_jvp(Tensor a, Tensor? a_dot, Tensor w, Tensor w_dot, Tensor gamma,"
       " Tensor gamma_dot, Tensor beta, Tensor beta_dot, Tensor? xhat, Tensor? rstd,"
       " bool bf16=False)"
-      " -> (Tensor p, Tensor p_dot, Tensor xhat_dot, Tensor rstd_dot, Tensor xhat, Tensor rstd)");
+      " -> (Tensor p, Tensor p_dot, Tensor xhat_dot, Tensor rstd_dot, Tensor new_xhat,"
+      " Tensor new_rstd)");
   m.def(
       "conv_block_jvp.into(Tensor a, Tensor? a_dot, Tensor w, Tensor w_dot, Tensor gamma,"
       " Tensor gamma_dot, Tensor beta, Tensor beta_dot, Tensor? xhat, Tensor? rstd, bool bf16,"
       " Tensor(a!) p, Tensor(b!) p_dot, Tensor(c!) xhat_dot, Tensor(d!) rstd_dot,"
-      " Tensor(e!) new_xhat, Tensor(f!) new_rstd, Tensor(g!) scratch) -> ()");
+      " Tensor(e!) new_xhat, Tensor(f!) new_rstd, Tensor(g!)? scratch=None) -> ()");
   m.def(
       "conv_block_backward_jvp(Tensor gp, Tensor gp_dot, Tensor a, Tensor? a_dot, Tensor w,"
       " Tensor w_dot, Tensor gamma, Tensor gamma_dot, Tensor beta, Tensor xhat, Tensor rstd,"
@@ -45,7 +46,7 @@ TORCH_LIBRARY(fastmtt, m) {
       " Tensor w_dot, Tensor gamma, Tensor gamma_dot, Tensor beta, Tensor xhat, Tensor rstd,"
       " Tensor xhat_dot, Tensor rstd_dot, bool[3] needs, bool bf16, Tensor(a!) ga_dot,"
       " Tensor(b!) gw_dot, Tensor(c!) ggamma_dot, Tensor(d!) gbeta_dot, Tensor(e!) ga,"
-      " Tensor(f!) scratch) -> ()");
+      " Tensor(f!)? scratch=None) -> ()");
 
   m.def("linear_xent(Tensor f, Tensor w, Tensor b, Tensor y) -> (Tensor loss, Tensor logp)");
   m.def(

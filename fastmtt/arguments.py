@@ -16,13 +16,19 @@ Theta = Tensor | Mapping[str, Tensor]
 def check_options(gradient: Gradient, precision: str | None, memory: int | None) -> None:
     """ValueError unless the options common to the calls are known and in range."""
     check_gradient(gradient)
-    if precision not in (None, "fp32"):
-        raise ValueError(
-            f"precision must be None or 'fp32', got {precision!r}: the backends built so far "
-            "compute in the weights' own dtype (float32, or float64 where theta is float64)"
-        )
+    if precision not in (None, "fp32", "bf16"):
+        raise ValueError(f"precision must be None, 'fp32' or 'bf16', got {precision!r}")
     if memory is not None and (not isinstance(memory, int) or memory < 0):
         raise ValueError(f"memory must be None or a whole number of bytes, got {memory!r}")
+
+
+def check_precision(precision: str | None, theta: Tensor) -> None:
+    """ValueError unless weights of this dtype can be computed with in this precision."""
+    if precision == "bf16" and theta.dtype != torch.float32:
+        raise ValueError(
+            f"precision 'bf16' rounds what float32 convolutions multiply, but the weights are "
+            f"{theta.dtype}: give float32 weights, or leave precision out"
+        )
 
 
 def check_count(name: str, value: object) -> None:

@@ -20,6 +20,7 @@ from fastmtt.arguments import (
     check_count,
     check_examples,
     check_options,
+    check_precision,
     check_rates,
     check_theta,
     flatten_theta,
@@ -27,7 +28,7 @@ from fastmtt.arguments import (
 from fastmtt.augment import DSA
 from fastmtt.batches import Augment, Draws, SyntheticSteps, draw
 from fastmtt.ops import backends
-from fastmtt.student import LossFunction, Student, make_student
+from fastmtt.student import LossFunction, Room, Student, make_student
 from fastmtt.sweeps import Gradient, Record, adjoint_sweep, forward_sweep
 from fastmtt.unroll import refuse_graph
 
@@ -66,7 +67,8 @@ class TrajectoryMatcher(nn.Module):
                 the latter the output and its graph are kept for every step.
             keep: parameters that count: a boolean mask [P], indices into the flat vector, or a
                 function from squared distances [P] to either.
-            precision: None or "fp32".
+            precision: None or "fp32", or "bf16": what float32 convolutions multiply is rounded to
+                bfloat16; sums, statistics and weights stay float32.
             memory: bytes the tape may take beyond theta_t and g_t; None for none.
             backend: force a backend; see ``python -m fastmtt.info``.
 
@@ -85,8 +87,9 @@ class TrajectoryMatcher(nn.Module):
         self._module = (student,)  # in a tuple: its parameters are not ours
         self.steps, self.batch_size, self.gradient = steps, batch_size, gradient
         self.loss_fn, self.augment, self.keep = loss_fn, augment, keep
-        self.memory, self.backend = memory, backend
-        self._room: Record | None = None
+        self.precision, self.memory, self.backend = precision, memory, backend
+        self._room = Room()
+        self._record: Record | None = None
         self._calls = 0
 
     def forward(
@@ -127,8 +130,15 @@ class TrajectoryMatcher(nn.Module):
                 f"{kinds[1]}"
             )
         check_examples(images, labels, (), start, "the synthetic set")
-        student = make_student(self._module[0], tuple(images.shape[1:]), self.loss_fn)
+        student = make_student(
+            self._module[0],
+            tuple(images.shape[1:]),
+            self.loss_fn,
+            precision=self.precision,
+            room=self._room,
+        )
         check_theta(start, student.size, "start")
+        check_precision(self.precision, start)
         check_batch(student, images, labels, 1, "the synthetic set")
         rates = check_rates(lr, self.steps, start)
         segments = 1 if start.dim() == 1 else start.shape[0]
@@ -149,11 +159,11 @@ class TrajectoryMatcher(nn.Module):
         loss: Tensor = _Match.apply(call, images, labels, rates, *two)
         return loss
 
-    def room(self, theta: Tensor) -> Record:
+    def record(self, theta: Tensor) -> Record:
         """The matcher's own memory for a forward sweep, kept between calls."""
-        if self._room is None or not self._room.fits(self.steps, theta):
-            self._room = Record.empty(self.steps, theta)
-        return self._room
+        if self._record is None or not self._record.fits(self.steps, theta):
+            self._record = Record.empty(self.steps, theta)
+        return self._record
 
 
 def match_trajectory(
@@ -223,7 +233,7 @@ class _Match(torch.autograd.Function):
             steps = SyntheticSteps(images, labels, len(start), call.draws, matcher.augment)
             rates = lr.expand(matcher.steps)
             record = forward_sweep(
-                student, theta, steps, rates, matcher.memory, matcher.room(theta)
+                student, theta, steps, rates, matcher.memory, matcher.record(theta)
             )
             keep = _mask(matcher.keep, student, record.thetas[-1] - goal)
             distance = ops.sqdist(record.thetas[-1], goal, keep)

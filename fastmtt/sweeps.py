@@ -13,15 +13,16 @@ counts as constant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastmtt import ops
-from fastmtt.student.base import Student, Tape, TapeOption
+from fastmtt.student import Student, Tape
+from fastmtt.student.base import TapeOption
 
 Gradient = str | tuple[str, int]
 
@@ -54,14 +55,20 @@ class Record:
 
     thetas: Tensor  # [N+1,S,P]
     gradients: Tensor  # [N,S,P]
-    tapes: dict[int, Tape] = field(default_factory=dict)
+    tapes: list[Tape]
+    adjoint: Tensor  # [S,P], the adjoint sweep's own
+    hv: Tensor  # [S,P], likewise
 
     @classmethod
     def empty(cls, steps: int, theta: Tensor) -> Record:
         """Room for ``steps`` steps of weights like ``theta`` [S,P]."""
         with torch.inference_mode(False):  # it may serve later calls outside of such a block
             return cls(
-                theta.new_empty(steps + 1, *theta.shape), theta.new_empty(steps, *theta.shape)
+                theta.new_empty(steps + 1, *theta.shape),
+                theta.new_empty(steps, *theta.shape),
+                [Tape() for _ in range(steps)],
+                torch.empty_like(theta),
+                torch.empty_like(theta),
             )
 
     def fits(self, steps: int, theta: Tensor) -> bool:
@@ -102,18 +109,15 @@ def forward_sweep(
         room: a record of fitting size to write into.
     """
     record = room if room is not None else Record.empty(len(steps), theta)
-    record.tapes = {}
     record.thetas[0] = theta
-    kept: list[frozenset[Any]] = []
     for t in range(len(steps)):
         x, y = steps.batch(t)
         if t == 0:
             images = [len(theta) * steps.rows(i) for i in range(len(steps))]
             kept = plan_tape(student.tape_options(x), images, memory or 0)
-        _, g, tape = student.gradient(record.thetas[t], x, y, kept[t])
-        if tape:
-            record.tapes[t] = tape
-        record.gradients[t] = g
+            for tape, keep in zip(record.tapes, kept, strict=True):
+                tape.keep = keep
+        _, g = student.gradient(record.thetas[t], x, y, record.tapes[t], record.gradients[t])
         ops.sgd_update(record.thetas[t], g, lr[t], into=[record.thetas[t + 1]])
     return record
 
@@ -132,7 +136,7 @@ def adjoint_sweep(
 
     Args:
         student: the network of the forward sweep.
-        record: what it left; its tapes are released on the way.
+        record: what it left.
         steps: its batches.
         lr: its learning rates [N].
         adjoint: lambda_N, the packed cotangent of theta_N [S,P].
@@ -153,11 +157,12 @@ def adjoint_sweep(
         needs = steps.needs | {"theta"} if moves else steps.needs
         if needs:
             x, y = steps.batch(t)
-            tape = record.tapes.pop(t, None)
-            hv, gx, gy = student.tangent(adjoint, record.thetas[t], x, y, tape, needs)
+            hv, gx, gy = student.tangent(
+                adjoint, record.thetas[t], x, y, record.tapes[t], needs, record.hv
+            )
             steps.pull_back(t, _scaled(gx, -lr[t]), _scaled(gy, -lr[t]))
             if hv is not None:
-                adjoint = ops.sgd_update(adjoint, hv, lr[t])
+                adjoint = ops.sgd_update(adjoint, hv, lr[t], into=[record.adjoint])
         if t in cotangents:
             adjoint = adjoint + cotangents[t]
     for t in range(first):
@@ -168,7 +173,7 @@ def adjoint_sweep(
 
 def plan_tape(
     options: Sequence[TapeOption], images: Sequence[int], memory: int
-) -> list[frozenset[Any]]:
+) -> list[frozenset[Hashable]]:
     """Which keys each step keeps: the most work saved per byte first, the last steps first.
 
     Args:
@@ -176,7 +181,7 @@ def plan_tape(
         images: each step's number of images.
         memory: bytes for all steps together.
     """
-    kept: list[set[Any]] = [set() for _ in images]
+    kept: list[set[Hashable]] = [set() for _ in images]
     for option in options:
         for t in reversed(range(len(images))):
             size = images[t] * option.bytes

@@ -225,11 +225,11 @@ def _direction(
     student: Student, theta: Tensor, x: Tensor, y: Tensor, sharpness: Sharpness | None
 ) -> Tensor:
     """Where a step leads [S,P]: the gradient, or GSAM's direction from two of them."""
-    _, g, _ = student.gradient(theta, x, y)
+    _, g = student.gradient(theta, x, y)
     if sharpness is None:
         return g
     uphill = ops.gsam_perturb(theta, g, sharpness.rho, sharpness.adaptive)
-    _, there, _ = student.gradient(uphill, x, y)
+    _, there = student.gradient(uphill, x, y)
     return ops.gsam_combine(g, there, sharpness.alpha)
 
 

@@ -13,6 +13,7 @@ from fastmtt.arguments import (
     check_batch,
     check_examples,
     check_options,
+    check_precision,
     check_rates,
     check_theta,
     flatten_theta,
@@ -47,7 +48,7 @@ def unroll_sgd(
         loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
         gradient: "exact", "tesla" or ("truncated", k).
         at: steps k in 0..N at which to return theta_k; None for theta_N alone.
-        precision: None or "fp32": what the arithmetic of theta's dtype is.
+        precision: as for :class:`fastmtt.TrajectoryMatcher`.
         memory: bytes the tape may take beyond theta_t and g_t; None for none.
         backend: force a backend; see ``python -m fastmtt.info``.
 
@@ -70,8 +71,9 @@ def unroll_sgd(
     steps, lead = len(batches), () if single else (len(flat),)
     for t, (x, y) in enumerate(batches):
         check_examples(x, y, lead, flat, f"batches[{t}]")
-    engine = make_student(student, tuple(xs[0].shape[2:]), loss_fn)
+    engine = make_student(student, tuple(xs[0].shape[2:]), loss_fn, precision=precision)
     check_theta(flat, engine.size, "theta")
+    check_precision(precision, flat)
     for t in range(steps):
         check_batch(engine, xs[t], ys[t], 2, f"batches[{t}]")
     rates = check_rates(lr, steps, flat)

@@ -237,7 +237,8 @@ REFUSED = [
     (dict, {"at": [5]}, r"at must lie in 0..4, got \[5\]"),
     (dict, {"at": [-1]}, "at must lie in 0..4"),
     (dict, {"gradient": "first"}, "gradient must be 'exact', 'tesla'"),
-    (dict, {"precision": "tf32"}, "precision must be None or 'fp32'"),
+    (dict, {"precision": "bf16"}, "weights are torch.float64: give float32 weights"),
+    (dict, {"precision": "tf32"}, "precision must be None, 'fp32' or 'bf16'"),
 ]
 
 

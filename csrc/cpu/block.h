@@ -6,7 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
-#include <optional>
+#include "results.h"
 
 namespace fastmtt {
 
@@ -112,10 +112,12 @@ struct Block {
     check_result("the cotangent of beta", beta, {students, out});
   }
   void check_result(const char* name, const Tensor& t, at::IntArrayRef shape) const {
-    check(name, t, shape);
     TORCH_CHECK(
-        contiguous_parts(t), "fastmtt::", op, ": ", name,
-        " is written into and must be contiguous for each student, got strides ", t.strides());
+        t.sizes() == shape && t.scalar_type() == like.scalar_type() && contiguous_parts(t),
+        "fastmtt::", op, ": ", name, " must be a ", like.scalar_type(), " tensor of shape ", shape,
+        ", contiguous for each student, to be written into, got ", t.scalar_type(), " of shape ",
+        t.sizes(), " and strides ", t.strides());
+    raise_version(t);
   }
 
   // Where an image of a student's part begins.
@@ -143,7 +145,6 @@ struct Block {
   }
   Tensor empty_affine(bool wanted) const { return empty({students, out}, wanted); }
   Tensor empty_filters(bool wanted) const { return empty({students, 3, 3, in, out}, wanted); }
-  Tensor no_scratch() const { return at::empty({0}, like.options().dtype(at::kByte)); }
 
   const char* op;
   const Tensor& like;

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <optional>
 #include <tuple>
 
 #include "convolution.h"
@@ -44,7 +45,7 @@ struct BackwardBuffers {
 
 void conv_block_into(
     const Tensor& a_in, const Tensor& w_in, const Tensor& gamma_in, const Tensor& beta_in,
-    bool bf16, const Tensor& p, const Tensor& xhat, const Tensor& rstd, const Tensor& scratch) {
+    bool bf16, const Tensor& p, const Tensor& xhat, const Tensor& rstd, const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Block block("conv_block", a_in, w_in, bf16);
   const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
@@ -55,7 +56,8 @@ void conv_block_into(
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block", [&] {
     using T = scalar_t;
     const Convolution<T> conv(block);
-    const auto buffers = carve<ForwardBuffers<T>>(scratch, conv);
+    Tensor room = or_fresh(scratch);
+    const auto buffers = carve<ForwardBuffers<T>>(room, conv);
     const auto ps = write<T>(p), xhats = write<T>(xhat), rstds = write<T>(rstd);
     for (int64_t s = 0; s < block.students; ++s) {
       conv.to_filters(read<T>(w)[s], buffers.u);
@@ -87,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_block(
   const Block block("conv_block", a, w, bf16);
   std::tuple results = {block.empty_pooled(), block.empty_output(), block.empty_statistic()};
   const auto& [p, xhat, rstd] = results;
-  conv_block_into(a, w, gamma, beta, bf16, p, xhat, rstd, block.no_scratch());
+  conv_block_into(a, w, gamma, beta, bf16, p, xhat, rstd, std::nullopt);
   return results;
 }
 
@@ -95,7 +97,7 @@ void conv_block_backward_into(
     const Tensor& gp_in, const Tensor& a_in, const Tensor& w_in, const Tensor& gamma_in,
     const Tensor& beta_in, const Tensor& xhat_in, const Tensor& rstd_in, std::array<bool, 2> needs,
     bool bf16, const Tensor& ga, const Tensor& gw, const Tensor& ggamma, const Tensor& gbeta,
-    const Tensor& scratch) {
+    const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Block block("conv_block_backward", a_in, w_in, bf16);
   const auto [need_a, need_parameters] = needs;
@@ -108,7 +110,8 @@ void conv_block_backward_into(
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward", [&] {
     using T = scalar_t;
     const Convolution<T> conv(block);
-    const auto buffers = carve<BackwardBuffers<T>>(scratch, conv, block);
+    Tensor room = or_fresh(scratch);
+    const auto buffers = carve<BackwardBuffers<T>>(room, conv, block);
     const auto gas = write<T>(ga), gws = write<T>(gw);
     for (int64_t s = 0; s < block.students; ++s) {
       if (need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
@@ -159,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv_block_backward(
       block.empty_affine(needs[1])};
   const auto& [ga, gw, ggamma, gbeta] = results;
   conv_block_backward_into(
-      gp, a, w, gamma, beta, xhat, rstd, needs, bf16, ga, gw, ggamma, gbeta, block.no_scratch());
+      gp, a, w, gamma, beta, xhat, rstd, needs, bf16, ga, gw, ggamma, gbeta, std::nullopt);
   return results;
 }
 

@@ -56,7 +56,7 @@ void conv_block_jvp_into(
     const Tensor& beta_in, const Tensor& beta_dot_in, const std::optional<Tensor>& xhat_in,
     const std::optional<Tensor>& rstd_in, bool bf16, const Tensor& p, const Tensor& p_dot,
     const Tensor& xhat_dot, const Tensor& rstd_dot, const Tensor& new_xhat,
-    const Tensor& new_rstd, const Tensor& scratch) {
+    const Tensor& new_rstd, const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Block block("conv_block_jvp", a_in, w_in, bf16);
   const Tensor a = block.input("a", a_in);
@@ -78,7 +78,8 @@ void conv_block_jvp_into(
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_jvp", [&] {
     using T = scalar_t;
     const Convolution<T> conv(block);
-    const auto buffers = carve<JvpBuffers<T>>(scratch, conv);
+    Tensor room = or_fresh(scratch);
+    const auto buffers = carve<JvpBuffers<T>>(room, conv);
     const auto xhats = write<T>(xhat), rstds = write<T>(rstd);
     const auto ps = write<T>(p), p_dots = write<T>(p_dot);
     const auto xhat_dots = write<T>(xhat_dot), rstd_dots = write<T>(rstd_dot);
@@ -133,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_block_jvp(
   const auto& [p, p_dot, xhat_dot, rstd_dot, new_xhat, new_rstd] = results;
   conv_block_jvp_into(
       a, a_dot, w, w_dot, gamma, gamma_dot, beta, beta_dot, xhat, rstd, bf16, p, p_dot, xhat_dot,
-      rstd_dot, new_xhat, new_rstd, block.no_scratch());
+      rstd_dot, new_xhat, new_rstd, std::nullopt);
   return results;
 }
 
@@ -144,7 +145,7 @@ void conv_block_backward_jvp_into(
     const Tensor& xhat_in, const Tensor& rstd_in, const Tensor& xhat_dot_in,
     const Tensor& rstd_dot_in, std::array<bool, 3> needs, bool bf16, const Tensor& ga_dot,
     const Tensor& gw_dot, const Tensor& ggamma_dot, const Tensor& gbeta_dot, const Tensor& ga,
-    const Tensor& scratch) {
+    const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Block block("conv_block_backward_jvp", a_in, w_in, bf16);
   const auto [need_a_dot, need_parameters, need_a] = needs;
@@ -164,7 +165,8 @@ void conv_block_backward_jvp_into(
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward_jvp", [&] {
     using T = scalar_t;
     const Convolution<T> conv(block);
-    const auto buffers = carve<BackwardJvpBuffers<T>>(scratch, conv, block);
+    Tensor room = or_fresh(scratch);
+    const auto buffers = carve<BackwardJvpBuffers<T>>(room, conv, block);
     const auto gas = write<T>(ga), ga_dots = write<T>(ga_dot);
     const bool two_terms = need_parameters && a_dot.defined();
     for (int64_t s = 0; s < block.students; ++s) {
@@ -237,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_block_backward_jvp(
   const auto& [ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga] = results;
   conv_block_backward_jvp_into(
       gp, gp_dot, a, a_dot, w, w_dot, gamma, gamma_dot, beta, xhat, rstd, xhat_dot, rstd_dot,
-      needs, bf16, ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga, block.no_scratch());
+      needs, bf16, ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga, std::nullopt);
   return results;
 }
 

@@ -5,9 +5,11 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <initializer_list>
+#include <optional>
 
 #include "block.h"
 #include "kernels.h"
@@ -47,9 +49,18 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// Buffers made from an arena over a scratch tensor that grows when it must.
+// The caller's scratch tensor, or one of this call's own.
+inline Tensor or_fresh(const std::optional<Tensor>& scratch) {
+  TORCH_CHECK(
+      !scratch || (scratch->scalar_type() == at::kByte && scratch->dim() == 1),
+      "fastmtt: scratch must be a uint8 tensor with one axis, got ", scratch->scalar_type(), " ",
+      scratch->sizes());
+  return scratch ? *scratch : at::empty({0}, at::kByte);
+}
+
+// Buffers made from an arena over a scratch tensor, which grows when it must.
 template <typename Buffers, typename... Arguments>
-Buffers carve(const Tensor& scratch, const Arguments&... arguments) {
+Buffers carve(Tensor& scratch, const Arguments&... arguments) {
   Arena count;
   Buffers(count, arguments...);
   // resizing keeps what is there, which nobody needs: let go of it first

@@ -15,8 +15,12 @@ struct Named {
   const at::Tensor& tensor;
 };
 
-// A result must be a contiguous tensor of its shape and of the dtype of `like`. Its version is
-// raised, as by any write: autograd must see that a saved tensor is no longer what it was.
+// As by any write: autograd must see that a saved tensor is no longer what it was.
+inline void raise_version(const at::Tensor& t) {
+  if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+}
+
+// A result must be a contiguous tensor of its shape and of the dtype of `like`.
 inline void check_result(
     const char* op, const Named& result, at::IntArrayRef shape, const at::Tensor& like) {
   const auto& [name, t] = result;
@@ -25,7 +29,7 @@ inline void check_result(
       "fastmtt::", op, ": ", name, " must be a contiguous ", like.scalar_type(),
       " tensor of shape ", shape, " to be written into, got ", t.scalar_type(), " of shape ",
       t.sizes(), " and strides ", t.strides());
-  if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+  raise_version(t);
 }
 
 // Ops that read an input after they have begun to write need their results apart from it.

@@ -86,7 +86,7 @@ def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
     Args:
         op: its name.
         *args: all its arguments.
-        into: contiguous tensors to write the results into, which are returned in place of fresh
+        into: tensors to write the results into, contiguous (a block's: for each student), which are returned in place of fresh
             ones; one for a result not asked for is left alone. Further tensors are room that a
             compiled op may work in.
     """
@@ -129,11 +129,13 @@ def _write(function: Callable[..., Any], args: Sequence[Any], into: Sequence[Ten
     for result, place in zip(results, into, strict=False):
         if result.shape == (0,):  # not asked for, or nothing to copy
             continue
-        if (place.shape, place.dtype) != (result.shape, result.dtype) or not place.is_contiguous():
+        part = place if place.dim() < 2 or place.numel() == 0 else place[0]
+        fits = (place.shape, place.dtype) == (result.shape, result.dtype) and part.is_contiguous()
+        if not fits:
             raise RuntimeError(
-                f"{function.__name__}: a result must be a contiguous {result.dtype} tensor of "
-                f"shape {list(result.shape)} to be written into, got {place.dtype} of shape "
-                f"{list(place.shape)} and strides {list(place.stride())}"
+                f"{function.__name__}: a result must be a {result.dtype} tensor of shape "
+                f"{list(result.shape)}, contiguous for each student, to be written into, got "
+                f"{place.dtype} of shape {list(place.shape)} and strides {list(place.stride())}"
             )
         place.copy_(result)
     return tuple(into[: len(results)]) if isinstance(found, tuple) else into[0]

@@ -13,13 +13,16 @@ from fastmtt.student.convnet import ConvNetStudent
 from fastmtt.student.heads import LossFunction
 from fastmtt.student.module import ModuleStudent
 from fastmtt.student.probe import draws_numbers
+from fastmtt.student.room import Room, Tape
 from fastmtt.student.structure import Structure, find_structure
 
 __all__ = [
     "ConvNetStudent",
     "LossFunction",
     "ModuleStudent",
+    "Room",
     "Student",
+    "Tape",
     "find_structure",
     "flatten_parameters",
     "initial_weights",
@@ -28,7 +31,12 @@ __all__ = [
 
 
 def make_student(
-    module: nn.Module, image_shape: tuple[int, ...], loss_fn: LossFunction | None = None
+    module: nn.Module,
+    image_shape: tuple[int, ...],
+    loss_fn: LossFunction | None = None,
+    *,
+    precision: str | None = None,
+    room: Room | None = None,
 ) -> Student:
     """The fastest exact student for a module.
 
@@ -36,6 +44,9 @@ def make_student(
         module: a network from images [B,C,H,W] to logits [B,K]; its weights are not used.
         image_shape: (C, H, W).
         loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
+        precision: of what convolutions multiply: None or "fp32", or "bf16", which sums in float32.
+            Of other modules it is the whole forward, under autocast.
+        room: memory for a ``ConvNetStudent`` to compute in, for one call at a time.
 
     Returns:
         A ``ConvNetStudent`` where the module's structure is the ConvNet's, else ``ModuleStudent``.
@@ -46,8 +57,8 @@ def make_student(
     """
     structure = find_structure(module, image_shape)
     if isinstance(structure, Structure):
-        return ConvNetStudent(module, structure, loss_fn)
-    student = ModuleStudent(module, loss_fn)
+        return ConvNetStudent(module, structure, loss_fn, bf16=precision == "bf16", room=room)
+    student = ModuleStudent(module, loss_fn, bf16=precision == "bf16")
     if draws_numbers(module, image_shape):
         raise ValueError(
             f"{type(module).__name__} gives different outputs for the same inputs: a step is "

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Tape = dict[Any, Any]
+from fastmtt.student.room import Tape
+
 Needs = Collection[str]
 EVERYTHING = frozenset({"theta", "x", "y"})
 
@@ -18,7 +19,7 @@ EVERYTHING = frozenset({"theta", "x", "y"})
 class TapeOption(NamedTuple):
     """What a step may keep between the sweeps: its key, and per image its size and work saved."""
 
-    key: Any
+    key: Hashable
     bytes: int
     flops: float
 
@@ -61,15 +62,21 @@ class Student(ABC):
 
     @abstractmethod
     def gradient(
-        self, theta: Tensor, x: Tensor, y: Tensor, keep: Collection[Any] = ()
-    ) -> tuple[Tensor, Tensor, Tape]:
-        """Loss [S], its gradient [S,P], and a tape holding what ``keep`` names.
+        self,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        tape: Tape | None = None,
+        into: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss [S] and its gradient [S,P].
 
         Args:
             theta: packed weights [S,P].
             x: images [S,B,C,H,W] (or whatever the module takes after the first two axes).
             y: labels, int64 [S,B] or probabilities [S,B,K].
-            keep: keys out of :meth:`tape_options`.
+            tape: where to leave what it says is to be kept.
+            into: where to write the gradient; None for a fresh tensor.
         """
 
     @abstractmethod
@@ -81,11 +88,13 @@ class Student(ABC):
         y: Tensor,
         tape: Tape | None = None,
         needs: Needs = EVERYTHING,
+        into: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """d/de of the gradients in (theta, x, y) at theta + e v: (Hv, dx, dy).
 
         By symmetry the same three are the gradient of <grad_theta loss, v>. What ``needs`` does not
-        name, and dy for labels that are class indices, comes back as None.
+        name, and dy for labels that are class indices, comes back as None. ``tape`` is the one
+        :meth:`gradient` had for the same theta, x and y; ``into`` is for Hv.
         """
 
     @abstractmethod

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmtt import ops
-from fastmtt.student.base import EVERYTHING, Needs, Student, Tape, TapeOption
+from fastmtt.student.base import EVERYTHING, Needs, Student, TapeOption
 from fastmtt.student.heads import LossFunction, make_head
+from fastmtt.student.room import Room, Tape
 from fastmtt.student.structure import Structure
+
+# Of one large plane of a part: with the few that are in use at a time it fits an ordinary server's
+# last-level cache. Larger parts gain nothing, smaller ones transform the filters more often.
+_PART_BYTES = 2**23
 
 
 class _Block(NamedTuple):
@@ -34,13 +38,29 @@ class ConvNetStudent(Student):
     """
 
     def __init__(
-        self, module: nn.Module, structure: Structure, loss_fn: LossFunction | None = None
+        self,
+        module: nn.Module,
+        structure: Structure,
+        loss_fn: LossFunction | None = None,
+        *,
+        bf16: bool = False,
+        room: Room | None = None,
     ) -> None:
-        """Build from a module whose structure was found by ``find_structure``."""
+        """Build from a module whose structure was found by ``find_structure``.
+
+        Args:
+            module: the network; its weights are not used.
+            structure: what was found.
+            loss_fn: as for ``make_student``.
+            bf16: whether float32 convolutions multiply in bfloat16.
+            room: memory to compute in, for one call at a time; None for the student's own.
+        """
         super().__init__(module)
         self.structure = structure
         self.head = make_head(loss_fn)
         self.classes = structure.classes if loss_fn is None else None
+        self.bf16 = bf16
+        self.room = Room() if room is None else room
         self._order, self._inverse = _packed_order(structure)
 
     def pack(self, flat: Tensor) -> Tensor:
@@ -52,36 +72,60 @@ class ConvNetStudent(Student):
         return packed[..., self._inverse.to(packed.device)]
 
     def gradient(
-        self, theta: Tensor, x: Tensor, y: Tensor, keep: Collection[Any] = ()
-    ) -> tuple[Tensor, Tensor, Tape]:
+        self,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        tape: Tape | None = None,
+        into: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """See :meth:`Student.gradient`."""
-        blocks, w, b = self._split(theta)
-        a, inputs, norms = self._images(x), [], []
-        for block in blocks:
-            inputs.append(a)
-            a, xhat, rstd = ops.conv_block(a, block.w, block.gamma, block.beta)
-            norms.append((xhat, rstd))
-        loss, (gf, gw, gb) = self.head.gradient(a.flatten(2), w, b, y)
+        gradient = torch.empty_like(theta) if into is None else into
+        loss = theta.new_zeros(len(theta))
+        for part in self._parts(x):
+            place = gradient if part.number == 0 else self.room.tensor("part", theta.shape, theta)
+            part_loss = self._gradient(
+                theta, part.of(x), part.of(y), Tape() if tape is None else tape, part.number, place
+            )
+            loss.add_(part_loss, alpha=part.weight)
+            part.add(place, gradient)
+        return loss, gradient
 
-        gradient = torch.zeros_like(theta)
+    def _gradient(
+        self, theta: Tensor, x: Tensor, y: Tensor, tape: Tape, part: int, gradient: Tensor
+    ) -> Tensor:
+        """One part's loss, its gradient written to ``gradient``."""
+        blocks, w, b = self._split(theta)
         g_blocks, g_w, g_b = self._split(gradient)
+        a, inputs, norms = self._images(x), [], []
+        for i, block in enumerate(blocks):
+            inputs.append(a)
+            kept = tape.room if ("xhat", i) in tape.keep else self.room
+            a, *norm = self._run(i, a, block, kept, part if kept is tape.room else None)
+            norms.append(norm)
+        loss, (gf, gw, gb) = self.head.gradient(a.flatten(2), w, b, y)
         g_w.copy_(gw)
         g_b.copy_(gb)
         gp = gf.view_as(a)
-        tape: Tape = {}
         for i in reversed(range(len(blocks))):
-            block, (xhat, rstd) = blocks[i], norms.pop()
-            if ("xhat", i) in keep:
-                tape["xhat", i] = xhat, rstd
-            gp, gw, ggamma, gbeta = ops.conv_block_backward(
-                gp, inputs.pop(), block.w, block.gamma, block.beta, xhat, rstd, (i > 0, True)
+            block, g, a = blocks[i], g_blocks[i], inputs.pop()
+            kept_gp = ("gp", i - 1) in tape.keep
+            name = ("gp", i - 1, part if kept_gp else None)
+            ga = (tape.room if kept_gp else self.room).tensor(name, a.shape, a)
+            ops.conv_block_backward(
+                gp,
+                a,
+                block.w,
+                block.gamma,
+                block.beta,
+                *norms.pop(),
+                (i > 0, True),
+                self.bf16,
+                into=(ga, g.w, g.gamma, g.beta, self._scratch),
             )
-            if ("gp", i - 1) in keep:
-                tape["gp", i - 1] = gp
-            g_blocks[i].w.copy_(gw)
-            g_blocks[i].gamma.copy_(ggamma)
-            g_blocks[i].beta.copy_(gbeta)
-        return loss, gradient, tape
+            g.bias.zero_()
+            gp = ga
+        return loss
 
     def tangent(
         self,
@@ -91,37 +135,98 @@ class ConvNetStudent(Student):
         y: Tensor,
         tape: Tape | None = None,
         needs: Needs = EVERYTHING,
+        into: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """See :meth:`Student.tangent`; recomputes what the tape lacks."""
-        tape = tape or {}
+        hv = torch.empty_like(theta) if into is None else into
+        gx, gy = [], []
+        for part in self._parts(x):
+            place = hv if part.number == 0 else self.room.tensor("part", theta.shape, theta)
+            part_gx, part_gy = self._tangent(
+                v,
+                theta,
+                part.of(x),
+                part.of(y),
+                Tape() if tape is None else tape,
+                part.number,
+                needs,
+                place,
+            )
+            if "theta" in needs:
+                part.add(place, hv)
+            gx.append(part.scaled(part_gx))
+            gy.append(part.scaled(part_gy))
+        return hv if "theta" in needs else None, _joined(gx), _joined(gy)
+
+    def _tangent(
+        self,
+        v: Tensor,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        tape: Tape,
+        part: int,
+        needs: Needs,
+        hv: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """One part's tangents of x and y, that of theta written to ``hv``."""
         blocks, w, b = self._split(theta)
         directions, w_dot, b_dot = self._split(v)
         a, records = self._images(x), []
-        a_dot: Any = None
+        a_dot: Tensor | None = None
         for i, (block, d) in enumerate(zip(blocks, directions, strict=True)):
-            xhat, rstd = tape.get(("xhat", i), (None, None))
-            p, p_dot, xhat_dot, rstd_dot, new_xhat, new_rstd = ops.conv_block_jvp(
-                a, a_dot, block.w, d.w, block.gamma, d.gamma, block.beta, d.beta, xhat, rstd
+            known = ("xhat", i) in tape.keep
+            room = tape.room if known else self.room
+            p, xhat, rstd = self._outputs(i, a, block, room, part if known else None)
+            p = self.room.tensor(("p", i), p.shape, a)
+            dots = [
+                self.room.tensor((name, i), like.shape, a)
+                for name, like in (("p_dot", p), ("xhat_dot", xhat), ("rstd_dot", rstd))
+            ]
+            none = self.room.tensor("nothing", (0,), a)
+            ops.conv_block_jvp(
+                a,
+                a_dot,
+                block.w,
+                d.w,
+                block.gamma,
+                d.gamma,
+                block.beta,
+                d.beta,
+                xhat if known else None,
+                rstd if known else None,
+                self.bf16,
+                into=(
+                    p,
+                    *dots,
+                    none if known else xhat,
+                    none if known else rstd,
+                    self._scratch,
+                ),
             )
-            if xhat is None:
-                xhat, rstd = new_xhat, new_rstd
+            p_dot, xhat_dot, rstd_dot = dots
             records.append((a, a_dot, xhat, rstd, xhat_dot, rstd_dot))
             a, a_dot = p, p_dot
+        assert a_dot is not None
         gf_dot, gw_dot, gb_dot, gy_dot, gf = self.head.tangent(
             a.flatten(2), a_dot.flatten(2), w, w_dot, b, b_dot, y
         )
 
         need_theta, need_x = "theta" in needs, "x" in needs
-        hv = torch.zeros_like(theta)
         h_blocks, h_w, h_b = self._split(hv)
-        h_w.copy_(gw_dot)
-        h_b.copy_(gb_dot)
+        if need_theta:
+            h_w.copy_(gw_dot)
+            h_b.copy_(gb_dot)
         gp, gp_dot = gf.view_as(a), gf_dot.view_as(a)
         for i in reversed(range(len(blocks) if need_theta or need_x else 0)):
-            block, d = blocks[i], directions[i]
+            block, d, h = blocks[i], directions[i], h_blocks[i]
             a, a_dot, xhat, rstd, xhat_dot, rstd_dot = records.pop()
-            kept = tape.get(("gp", i - 1))
-            ga_dot, gw_dot, ggamma_dot, gbeta_dot, ga = ops.conv_block_backward_jvp(
+            known = ("gp", i - 1) in tape.keep
+            ga = (tape.room if known else self.room).tensor(
+                ("gp", i - 1, part if known else None), a.shape, a
+            )
+            ga_dot = self.room.tensor(("gp_dot", i - 1), a.shape, a)
+            ops.conv_block_backward_jvp(
                 gp,
                 gp_dot,
                 a,
@@ -135,23 +240,29 @@ class ConvNetStudent(Student):
                 rstd,
                 xhat_dot,
                 rstd_dot,
-                (i > 0 or need_x, need_theta, i > 0 and kept is None),
+                (i > 0 or need_x, need_theta, i > 0 and not known),
+                self.bf16,
+                into=(ga_dot, h.w, h.gamma, h.beta, ga, self._scratch),
             )
             if need_theta:
-                h_blocks[i].w.copy_(gw_dot)
-                h_blocks[i].gamma.copy_(ggamma_dot)
-                h_blocks[i].beta.copy_(gbeta_dot)
-            gp, gp_dot = ga if kept is None else kept, ga_dot
+                h.bias.zero_()
+            gp, gp_dot = ga, ga_dot
         return (
-            hv if need_theta else None,
             self._images_back(gp_dot) if need_x else None,
             gy_dot if "y" in needs else None,
         )
 
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
         """See :meth:`Student.logits`."""
+        blocks, w, b = self._split(theta)
+        found = []
         with torch.no_grad():
-            return self.forward(theta, x, lambda *inputs: ops.conv_block(*inputs)[0])
+            for part in self._parts(x):
+                a = self._images(part.of(x))
+                for i, block in enumerate(blocks):
+                    a, *_ = self._run(i, a, block, self.room, None)
+                found.append(a.flatten(2) @ w.mT + b[:, None])
+        return torch.cat(found, 1)
 
     def forward(self, theta: Tensor, x: Tensor, block_fn: Callable[..., Tensor]) -> Tensor:
         """Logits [S,B,K] with ``block_fn`` computing each block's (a, w, gamma, beta)."""
@@ -181,15 +292,63 @@ class ConvNetStudent(Student):
             ]
         return sorted(options, key=lambda option: -option.flops / option.bytes)
 
+    def _parts(self, x: Tensor) -> list[_Part]:
+        """The batch in parts whose planes stay in the last-level cache between the passes.
+
+        They do not depend on S: what one student computes must not depend on its company.
+        """
+        batch, border = x.shape[1], 2 * self.structure.border
+        image = (x.shape[3] + border) * (x.shape[4] + border) * self.structure.channels[1]
+        most = max(1, _PART_BYTES // (image * x.element_size()))
+        count = -(-batch // most) if self.head.separable else 1
+        size = -(-batch // count)
+        firsts = range(0, batch, size)
+        return [_Part(n, first, min(first + size, batch), batch) for n, first in enumerate(firsts)]
+
+    @property
+    def _scratch(self) -> Tensor:
+        return self.room.scratch(self._order)
+
+    def _run(
+        self, i: int, a: Tensor, block: _Block, room: Room, part: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Block i's pooled output, normalised output and 1/std."""
+        places = self._outputs(i, a, block, room, part)
+        ops.conv_block(
+            a, block.w, block.gamma, block.beta, self.bf16, into=(*places, self._scratch)
+        )
+        return places
+
+    def _outputs(
+        self, i: int, a: Tensor, block: _Block, room: Room, part: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Places for block i's pooled output, normalised output and 1/std, the latter in room."""
+        students, images, height, width, _ = a.shape
+        channels = block.w.shape[-1]
+        pooled = students, images, height // 2, width // 2, channels
+        return (
+            self.room.tensor(("p", i), pooled, a),
+            room.tensor(("xhat", i, part), (students, images, height, width, channels), a),
+            room.tensor(("rstd", i, part), (students, images, channels), a),
+        )
+
     def _images(self, x: Tensor) -> Tensor:
         """[S,B,C,H,W] -> [S,B,H,W,C], with the border of zeros where the first block has one."""
         border = self.structure.border
-        return F.pad(x, (border,) * 4).permute(0, 1, 3, 4, 2).contiguous()
+        *front, channels, height, width = x.shape
+        shape = (*front, height + 2 * border, width + 2 * border, channels)
+        images = self.room.tensor("images", shape, x)
+        if border:
+            images.zero_()
+        inner = images.narrow(2, border, height).narrow(3, border, width)
+        inner.copy_(x.permute(0, 1, 3, 4, 2))
+        return images
 
     def _images_back(self, g: Tensor) -> Tensor:
         border = self.structure.border
         g = g.permute(0, 1, 4, 2, 3)
-        return F.pad(g, (-border,) * 4).contiguous()
+        inner = g[..., border : g.shape[-2] - border, border : g.shape[-1] - border]
+        return inner.clone(memory_format=torch.contiguous_format)
 
     def _split(self, packed: Tensor) -> tuple[list[_Block], Tensor, Tensor]:
         """Views of packed vectors [S,P]: the blocks, the classifier's W [S,K,D] and b [S,K]."""
@@ -209,6 +368,39 @@ class ConvNetStudent(Student):
         height, width = self.structure.grid
         w = take(self.structure.classes, height * width * channels[-1])
         return blocks, w, take(self.structure.classes)
+
+
+class _Part(NamedTuple):
+    """Images first .. last of a batch, by themselves: gradients of their mean, with their weight."""
+
+    number: int
+    first: int
+    last: int
+    batch: int
+
+    @property
+    def weight(self) -> float:
+        return (self.last - self.first) / self.batch
+
+    def of(self, t: Tensor) -> Tensor:
+        return t[:, self.first : self.last]
+
+    def scaled(self, g: Tensor | None) -> Tensor | None:
+        return g if g is None or self.weight == 1 else g.mul_(self.weight)
+
+    def add(self, g: Tensor, total: Tensor) -> None:
+        """Add this part's gradient to the batch's, which holds the first part's as it is."""
+        if g is total:
+            self.scaled(g)
+        else:
+            total.add_(g, alpha=self.weight)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    if not found:
+        return None
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 @cache

@@ -18,6 +18,8 @@ Tangents = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
 class Head(Protocol):
     """Features [S,B,D], classifier W [S,K,D] and b [S,K], labels: the loss and its derivatives."""
 
+    separable: bool  # whether a batch's loss is the mean over its images
+
     def gradient(self, f: Tensor, w: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Gradients]:
         """Loss [S] and cotangents of (f, w, b)."""
         ...
@@ -38,6 +40,8 @@ class Head(Protocol):
 
 class CrossEntropyHead:
     """Softmax cross-entropy with class indices or probabilities, mean over the batch: our ops."""
+
+    separable = True
 
     def gradient(self, f: Tensor, w: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Gradients]:
         """See :class:`Head`."""
@@ -66,6 +70,8 @@ class CrossEntropyHead:
 
 class LossHead:
     """Any ``loss_fn(logits [B,K], labels) -> scalar``, twice differentiable, student by student."""
+
+    separable = False
 
     def __init__(self, loss_fn: LossFunction) -> None:
         """Keep the caller's loss function."""

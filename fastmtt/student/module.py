@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fastmtt.student.base import EVERYTHING, Needs, Student, Tape, split_flat
+from fastmtt.student.base import EVERYTHING, Needs, Student, split_flat
 from fastmtt.student.heads import LossFunction, scalar_loss
+from fastmtt.student.room import Tape
 
 
 class ModuleStudent(Student):
@@ -22,21 +20,30 @@ class ModuleStudent(Student):
     support than forward-mode differentiation does.
     """
 
-    def __init__(self, module: nn.Module, loss_fn: LossFunction | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, loss_fn: LossFunction | None = None, *, bf16: bool = False
+    ) -> None:
         """Wrap ``module``; raises ValueError if its training-mode forward is not a function.
 
         Args:
             module: any module mapping a batch to logits; used without its own weights.
             loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
+            bf16: whether the module's forward runs under bfloat16 autocast.
         """
         super().__init__(module)
         _refuse_impure(module)
         self.module = module
+        self.bf16 = bf16
         self.loss_fn: LossFunction = F.cross_entropy if loss_fn is None else loss_fn
 
     def gradient(
-        self, theta: Tensor, x: Tensor, y: Tensor, keep: Collection[Any] = ()
-    ) -> tuple[Tensor, Tensor, Tape]:
+        self,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        tape: Tape | None = None,
+        into: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """See :meth:`Student.gradient`."""
         losses, gradients = [], []
         for weights, images, labels in zip(theta, x, y, strict=True):
@@ -46,7 +53,7 @@ class ModuleStudent(Student):
                 (g,) = torch.autograd.grad(loss, leaf)
             losses.append(loss.detach())
             gradients.append(g)
-        return torch.stack(losses), torch.stack(gradients), {}
+        return torch.stack(losses), torch.stack(gradients, out=into)
 
     def tangent(
         self,
@@ -56,6 +63,7 @@ class ModuleStudent(Student):
         y: Tensor,
         tape: Tape | None = None,
         needs: Needs = EVERYTHING,
+        into: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """See :meth:`Student.tangent`."""
         wanted = [n for n in ("theta", "x", "y") if n in needs]
@@ -67,7 +75,10 @@ class ModuleStudent(Student):
         for direction, *inputs in zip(v, theta, x, y, strict=True):
             for name, g in self._one_tangent(direction, inputs, wanted).items():
                 parts[name].append(g)
-        stacked = {name: torch.stack(gs) for name, gs in parts.items()}
+        stacked = {
+            name: torch.stack(gs, out=into if name == "theta" else None)
+            for name, gs in parts.items()
+        }
         return stacked.get("theta"), stacked.get("x"), stacked.get("y")
 
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -101,10 +112,10 @@ class ModuleStudent(Student):
         return scalar_loss(self.loss_fn, self._forward(theta, x), y)
 
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        logits: Tensor = functional_call(
-            self.module, dict(split_flat(theta, self.names, self.shapes)), (x,)
-        )
-        return logits
+        weights = dict(split_flat(theta, self.names, self.shapes))
+        with torch.autocast(theta.device.type, torch.bfloat16, enabled=self.bf16):
+            logits: Tensor = functional_call(self.module, weights, (x,))
+        return logits.to(theta.dtype)
 
 
 def _refuse_impure(module: nn.Module) -> None:

@@ -76,14 +76,14 @@ def samples(op):
 
 
 def _conv_block():
-    return (tuple(block(shape)[0][1:]) for shape in SHAPES)
+    return ((*block(shape)[0][1:], False) for shape in SHAPES)
 
 
 def _conv_block_backward():
     for shape in SHAPES:
         (gp, *u), _ = block(shape)
         for needs in flags(2):
-            yield gp, *u, *normalised(*u[:2]), needs
+            yield gp, *u, *normalised(*u[:2]), needs, False
 
 
 def _conv_block_jvp():
@@ -91,7 +91,7 @@ def _conv_block_jvp():
         (_, *u), (_, *v) = block(shape)
         for a_dot in (v[0], None):
             for statistics in ((None, None), normalised(*u[:2])):
-                yield u[0], a_dot, u[1], v[1], u[2], v[2], u[3], v[3], *statistics
+                yield u[0], a_dot, u[1], v[1], u[2], v[2], u[3], v[3], *statistics, False
 
 
 def _conv_block_backward_jvp():
@@ -100,11 +100,11 @@ def _conv_block_backward_jvp():
         (xhat, rstd), (xhat_dot, rstd_dot) = torch.func.jvp(normalised, tuple(u[:2]), tuple(v[:2]))
         rest = (u[1], v[1], u[2], v[2], u[3], xhat, rstd, xhat_dot, rstd_dot)
         for needs in flags(3):
-            yield gp, gp_dot, u[0], v[0], *rest, needs
+            yield gp, gp_dot, u[0], v[0], *rest, needs, False
         (_, _), (xhat_dot, rstd_dot) = torch.func.jvp(
             normalised, tuple(u[:2]), (torch.zeros_like(u[0]), v[1])
         )
-        yield gp, gp_dot, u[0], None, *rest[:-2], xhat_dot, rstd_dot, (True, True, True)
+        yield gp, gp_dot, u[0], None, *rest[:-2], xhat_dot, rstd_dot, (True, True, True), False
 
 
 def logp_of(f, w, b):
