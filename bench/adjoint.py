@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from bench.naive import ConvNet, Gradients, Reparametrised
+from bench.worker import EAGER
 
 
 class _Gradient(Protocol):
@@ -48,7 +49,7 @@ def verbs(
         depth: number of blocks.
         width: channels of a block.
         precision: of the convolutions, as in :class:`bench.naive.ConvNet`.
-        compiler: a backend of ``torch.compile``, or "eager" for no compilation.
+        compiler: a backend of ``torch.compile``, or ``EAGER`` for no compilation.
     """
     net = ConvNet(channels, size, classes, depth, width, precision)
     student = Reparametrised(net, channels_last=True)
@@ -65,7 +66,7 @@ def verbs(
         return g, hv, tangent_x
 
     both = grad(loss), tangent
-    if compiler == "eager":
+    if compiler == EAGER:
         return Verbs(*both)
     return Verbs(*(torch.compile(f, backend=compiler, dynamic=False, fullgraph=True) for f in both))
 

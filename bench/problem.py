@@ -13,6 +13,7 @@ from torch import Tensor
 import fastmtt
 from bench import adjoint, naive
 from bench.naive import Gradients
+from bench.worker import EAGER
 from fastmtt.student.zoo import make_network
 
 CHANNELS, IMAGE, CLASSES, DEPTH = 3, 32, 10, 3
@@ -78,7 +79,7 @@ def make_problem(size: Size, seed: int = 0) -> Problem:
 
 
 def contender(
-    name: str, problem: Problem, *, channels_last: bool = False, compiler: str = "eager"
+    name: str, problem: Problem, *, channels_last: bool = False, compiler: str = EAGER
 ) -> Callable[[], Gradients]:
     """What one matching step by ``name`` is: a function without arguments, ready to be timed.
 
@@ -104,14 +105,14 @@ def contender(
     return partial(run, naive.Reparametrised(naive.ConvNet(*shape), channels_last), *inputs)
 
 
-def prepare(name: str, compiler: str = "eager", **size: Any) -> Callable[[], Gradients]:
+def prepare(name: str, compiler: str = EAGER, **size: Any) -> Callable[[], Gradients]:
     """A contender by its name and the fields of its size, in a process of its own.
 
     Whatever a first call loads is loaded: by a tiny problem, or, where that means to compile for
     the shapes of a step, by one step.
     """
     problem = make_problem(Size(**size))
-    if compiler == "eager":
+    if compiler == EAGER:
         first = make_problem(Size(1, 2, 8, problem.size.precision))
     else:
         first = replace(problem, indices=problem.indices[:1])
