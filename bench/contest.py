@@ -93,7 +93,7 @@ def hold(
             except Failed as error:
                 if not worker.compiles:
                     raise
-                failed[name] = str(error).splitlines()[-1]
+                failed[name] = str(error).splitlines()[0]
                 del ready[name]
         first = {name: worker.run() for name, worker in ready.items()}
         judge({name: ready[name].result() for name in contenders if name in ready})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ def prepare(name: str, compiler: str = EAGER, **sizes: Any) -> Callable[[], Tens
 
 def train_ours(job: Job, data: DataSet, dtype: torch.dtype = torch.float32) -> Tensor:
     """Weights [S,P] of all networks, trained side by side."""
-    asked = {} if job.precision == "fp32" else {"precision": job.precision}
+    asked: dict[str, Any] = {} if job.precision == "fp32" else {"precision": job.precision}
     return train(
         make_student(_make(job), SHAPE),
         starts(job).to(dtype),
@@ -125,7 +125,9 @@ def train_naive(
     ends = []
     for member, start in enumerate(starts(job)):
         net = _plain(job, start.to(dtype)).to(memory_format=layout)
-        step = net if compiler == EAGER else torch.compile(net, backend=compiler, dynamic=False)
+        step = net
+        if compiler != EAGER:
+            step = cast(nn.Module, torch.compile(net, backend=compiler, dynamic=False))
         for epochs, lr in ((range(first), LR), (range(first, job.epochs), LR / 10)):
             naive.train(
                 step,

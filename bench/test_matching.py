@@ -8,7 +8,7 @@ from bench import contest, floor
 from bench.contest import NAIVE, Results
 from bench.gate import JUDGES, check_agreement, check_precision
 from bench.naive import Gradients
-from bench.problem import OURS, PRECISIONS, Size, forward_flop, prepare
+from bench.problem import OURS, PRECISIONS, Size, contender, forward_flop, make_problem, prepare
 from bench.report import Report
 from bench.worker import DEFAULT, TUNED, Worker
 
@@ -27,13 +27,14 @@ def test_matching_step(size: Size, benchmark: Any, report: Report) -> None:
     ours = OURS if size.precision in PRECISIONS else ()
     small = size._replace(steps=2, batch=2)  # few ReLUs, so that most problems flip none
     precision = {name: check_precision(name, small) for name in ("adjoint", *ours)}
-    first_order = {name: _result(JUDGES[name], size) for name in ours if name in JUDGES}
+    problem = make_problem(size)
+    judged_apart = {name: contender(JUDGES[name], problem)() for name in ours if name in JUDGES}
     agreement = {}
 
     def judge(results: Results) -> None:
         naive = Gradients(*results[NAIVE])
         for name, found in results.items():
-            truth = first_order.get(name, naive)
+            truth = judged_apart.get(name, naive)
             agreement[name] = check_agreement(name, size, Gradients(*found), truth)
 
     compiler = "aot_eager" if report.smoke else "inductor"
@@ -60,11 +61,3 @@ def test_matching_step(size: Size, benchmark: Any, report: Report) -> None:
             row["precision_check"] = precision[name]._asdict()
         report.add("matching", **row, convolutions_ms=floor.milliseconds(held.best))
         benchmark.extra_info[name] = row
-
-
-def _result(name: str, size: Size) -> Gradients:
-    """What a judge that does not compete comes to."""
-    with Worker(prepare, TUNED, name=name, **size._asdict()) as worker:
-        worker.prepare()
-        worker.run()
-        return Gradients(*worker.result())

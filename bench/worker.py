@@ -53,7 +53,7 @@ class Measure(NamedTuple):
 
 
 class Failed(RuntimeError):
-    """What a contender's process died of."""
+    """A contender's process says that it cannot, or ended."""
 
 
 class Worker:
@@ -124,7 +124,8 @@ class Worker:
             )
         reply = json.loads(answer)
         if "error" in reply:
-            raise Failed(f"{self._maker}({self._arguments}) failed to {do}: {reply['error']}")
+            what = f"{self._maker}({self._arguments})"
+            raise Failed(f"{what} failed to {do}, more on stderr: {reply['error']}")
         return reply["answer"]
 
 
@@ -181,8 +182,9 @@ def _serve(requests: TextIO, answers: TextIO) -> None:
         request = json.loads(line)
         try:
             reply = {"answer": getattr(served, request.pop("do"))(**request)}
-        except Exception:
-            reply = {"error": traceback.format_exc()}
+        except Exception as error:
+            traceback.print_exc()
+            reply = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(reply), file=answers, flush=True)
 
 
@@ -191,3 +193,4 @@ if __name__ == "__main__":
     with os.fdopen(os.dup(1), "w") as channel:
         os.dup2(2, 1)
         _serve(sys.stdin, channel)
+    os._exit(0)  # PyTorch takes longer to be torn down than most smoke runs
