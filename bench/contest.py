@@ -54,9 +54,14 @@ class Contest:
             **clock.columns(),
             "naive_over_this": self.timed[NAIVE].over(clock),
             "best_tuned_over_this": strongest.over(clock),
-            "naive_peak_over_this": self.timed[NAIVE].peak / clock.peak,
+            "naive_peak_over_this": self.timed[NAIVE].peak / max(clock.peak, 1),
             "floor_over_this": least / clock.median,
         }
+
+
+def compiler(smoke: bool) -> str:
+    """The backend of ``torch.compile``; a smoke run has no half minute for a compilation."""
+    return "aot_eager" if smoke else "inductor"
 
 
 def hold(

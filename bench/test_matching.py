@@ -37,7 +37,7 @@ def test_matching_step(size: Size, benchmark: Any, report: Report) -> None:
             truth = judged_apart.get(name, naive)
             agreement[name] = check_agreement(name, size, Gradients(*found), truth)
 
-    compiler = "aot_eager" if report.smoke else "inductor"
+    compiler = contest.compiler(report.smoke)
     fields = size._asdict()
     contenders = {
         NAIVE: Worker(prepare, DEFAULT, name="naive", **fields),

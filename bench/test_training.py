@@ -42,7 +42,7 @@ def test_training(size: Job, benchmark: Any, report: Report) -> None:
         for name, (found,) in results.items():
             agreement[name] = _check_agreement(name, job, found, naive)
 
-    compiler = "aot_eager" if report.smoke else "inductor"
+    compiler = contest.compiler(report.smoke)
     fields = job._asdict()
     contenders = {
         NAIVE: Worker(prepare, DEFAULT, name="naive", **fields),
