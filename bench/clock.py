@@ -2,65 +2,81 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import median
 from typing import Any
+
+import numpy as np
+
+from bench.worker import Measure, Worker
 
 
 class Timed:
-    """A callable that notes its times: wall clock, and the processor's share spent in the kernel.
+    """What a contender's runs came to."""
 
-    A large share is memory that malloc maps and the kernel zeroes, page by page, at every pass.
-    """
-
-    def __init__(self, run: Callable[[], Any]) -> None:
-        self.run = run
-        self.seconds: list[float] = []
-        self._user = self._system = 0.0
-
-    def __call__(self) -> None:
-        before, start = os.times(), time.perf_counter()
-        self.run()
-        self.seconds.append(time.perf_counter() - start)
-        after = os.times()
-        self._user += after.user - before.user
-        self._system += after.system - before.system
+    def __init__(self, runs: Sequence[Measure]) -> None:
+        self.runs = runs
 
     @property
-    def system_share(self) -> float:
-        """Kernel time over all processor time of this contender."""
-        return self._system / max(self._user + self._system, 1e-9)
+    def seconds(self) -> list[float]:
+        """Wall clock of each round."""
+        return [run.seconds for run in self.runs]
+
+    @property
+    def median(self) -> float:
+        """Of the seconds."""
+        return median(self.seconds)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of memory at most; see :class:`bench.worker.Measure`."""
+        return self.runs[-1].peak
+
+    def over(self, other: Timed) -> float:
+        """How many times the other's time this took: the median over rounds, run in turn."""
+        return median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+    def columns(self) -> dict[str, float]:
+        """Times, their spread and memory, as columns of a row.
+
+        ``system_share`` is the kernel's part of the processor time. A large one is memory that
+        malloc maps and the kernel zeroes, page by page, at every pass.
+        """
+        low, high = np.quantile(self.seconds, [0.2, 0.8]).tolist()
+        user, system = (sum(run[i] for run in self.runs) for i in (1, 2))
+        return {
+            "median_s": self.median,
+            "p20_s": low,
+            "p80_s": high,
+            "rounds": len(self.runs),
+            "peak_MB": self.peak / 1e6,
+            "system_share": system / max(user + system, 1e-9),
+        }
 
 
-def rounds_within(seconds: float, contenders: Mapping[str, Callable[[], Any]]) -> int:
-    """How many rounds of the contenders fit, from one round run now; 5 at least, 15 at most."""
-    start = time.perf_counter()
-    for run in contenders.values():
-        run()
-    return int(min(max(seconds / (time.perf_counter() - start), 5), 15))
+def rounds_within(seconds: float, first: Sequence[Measure]) -> int:
+    """How many rounds fit, by each contender's first run; 5 at least, 15 at most."""
+    return int(min(max(seconds / sum(run.seconds for run in first), 5), 15))
 
 
-def time_in_turn(
-    benchmark: Any, contenders: Mapping[str, Callable[[], Any]], rounds: int
-) -> dict[str, Timed]:
+def time_in_turn(benchmark: Any, workers: Mapping[str, Worker], rounds: int) -> dict[str, Timed]:
     """Time the contenders in turn, ``rounds`` times; each must have run once before.
 
-    pytest-benchmark times the last one itself and has the others run in its set-up, so that what
-    disturbs the machine disturbs all alike.
+    They time themselves. pytest-benchmark times the last one as well, from outside, and has the
+    others run in its set-up, so that what disturbs the machine disturbs all alike.
 
     Raises:
         RuntimeError: pytest-benchmark was told not to measure.
     """
     if not benchmark.enabled:
         raise RuntimeError("pytest-benchmark is switched off (xdist? --benchmark-disable?)")
-    timed = {name: Timed(run) for name, run in contenders.items()}
-    *others, last = timed.values()
+    runs: dict[str, list[Measure]] = {name: [] for name in workers}
+    *others, last = workers
 
-    def run_others() -> None:
-        for other in others:
-            other()
+    def run(names: Sequence[str]) -> None:
+        for name in names:
+            runs[name].append(workers[name].run())
 
-    benchmark.pedantic(last, setup=run_others, rounds=rounds, iterations=1)
-    last.seconds = list(benchmark.stats.stats.data)
-    return timed
+    benchmark.pedantic(partial(run, [last]), setup=partial(run, others), rounds=rounds)
+    return {name: Timed(measures) for name, measures in runs.items()}

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = Report(smoke=size == "smoke")
     if size == "smoke":
         # tiny operations on several threads wait for one another for as long as others keep the
-        # machine busy; the variable is for the processes that measure memory
+        # machine busy; the variable is for the contenders' processes
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -1,9 +1,10 @@
-"""First-order work, an expert's epochs and an evaluation, by fastmtt and in plain PyTorch."""
+"""First-order work, an expert's epoch and an evaluation, by fastmtt and in plain PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from bench import naive
 from bench.images import CLASSES, SHAPE, load_slice
 from bench.problem import DEPTH
+from bench.worker import EAGER
 from fastmtt import draws
 from fastmtt.data import DataSet
 from fastmtt.evaluation import MOMENTUM, WEIGHT_DECAY, Protocol, evaluate
@@ -19,13 +21,13 @@ from fastmtt.student.zoo import make_network
 from fastmtt.training import Examples, Recipe, train
 
 SEED, LR = 0, 0.01
-CONTENDERS = ("naive", "ours")
 
 
 class Job(NamedTuple):
     """Networks to train on the first images of a slice, without augmentation, and then to test.
 
-    ``kind`` is "expert" (plain SGD) or "evaluation" (the protocol's momentum, decay and schedule).
+    ``kind`` is "expert" (plain SGD) or "evaluation" (the protocol's momentum, decay and schedule);
+    ``precision`` is as in :class:`bench.problem.Size`; ``part`` says of what it is a part.
     """
 
     kind: str
@@ -35,9 +37,11 @@ class Job(NamedTuple):
     epochs: int
     width: int
     tested: int
+    precision: str = "fp32"
+    part: str = "all"
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.networks}x{self.images}-width{self.width}"
+        return f"{self.kind}-{self.networks}x{self.images}-width{self.width}-{self.precision}"
 
     @property
     def model(self) -> str:
@@ -56,27 +60,43 @@ class Job(NamedTuple):
         return load_slice(self.images, max(self.tested, 1))
 
 
-def contender(name: str, job: Job, data: DataSet) -> Callable[[], Tensor]:
-    """The job by "ours" or "naive": an expert's weights [S,P], an evaluation's accuracies [S]."""
-    runs: dict[tuple[str, str], Callable[[], Tensor]] = {
-        ("expert", "ours"): lambda: train_ours(job, data),
-        ("expert", "naive"): lambda: train_naive(job, data),
-        ("evaluation", "ours"): lambda: _evaluate_ours(job, data),
-        ("evaluation", "naive"): lambda: _evaluate_naive(job, data),
+def contender(name: str, job: Job, data: DataSet, compiler: str = EAGER) -> Callable[[], Tensor]:
+    """The job by a contender: an expert's weights [S,P], an evaluation's accuracies [S].
+
+    Args:
+        name: "ours", "naive" or, of an expert, "compiled": naive compiled and in channels last.
+        job: what is to be done.
+        data: on which images.
+        compiler: the compiled one's backend of ``torch.compile``.
+    """
+    runs: dict[tuple[str, str], Callable[..., Tensor]] = {
+        ("expert", "ours"): train_ours,
+        ("expert", "naive"): train_naive,
+        ("expert", "compiled"): partial(train_naive, channels_last=True, compiler=compiler),
+        ("evaluation", "ours"): _evaluate_ours,
+        ("evaluation", "naive"): _evaluate_naive,
     }
-    return runs[job.kind, name]
+    return partial(runs[job.kind, name], job, data)
 
 
-def prepare(name: str, **sizes: int) -> Callable[[], Tensor]:
-    """A contender from JSON-able arguments, for the measurement of memory."""
-    job = Job(**sizes)  # type: ignore[arg-type]  # kind, the only string, is among them
-    tiny = job._replace(networks=1, images=2, batch=2, epochs=2, width=8, tested=2)
-    contender(name, tiny, tiny.data())()
-    return contender(name, job, job.data())
+def prepare(name: str, compiler: str = EAGER, **sizes: Any) -> Callable[[], Tensor]:
+    """A contender by its name and the fields of its job, in a process of its own.
+
+    Whatever a first call loads is loaded: by a tiny job, or, where that means to compile for the
+    shapes of a step, by one step.
+    """
+    job = Job(**sizes)
+    if compiler == EAGER:
+        first = job._replace(networks=1, images=2, batch=2, epochs=2, width=8, tested=2)
+    else:
+        first = job._replace(networks=1, images=job.batch, epochs=1, tested=0)
+    contender(name, first, first.data(), compiler)()
+    return contender(name, job, job.data(), compiler)
 
 
 def train_ours(job: Job, data: DataSet, dtype: torch.dtype = torch.float32) -> Tensor:
     """Weights [S,P] of all networks, trained side by side."""
+    asked: dict[str, Any] = {} if job.precision == "fp32" else {"precision": job.precision}
     return train(
         make_student(_make(job), SHAPE),
         starts(job).to(dtype),
@@ -85,11 +105,17 @@ def train_ours(job: Job, data: DataSet, dtype: torch.dtype = torch.float32) -> T
         seed=SEED,
         what=job.kind,
         members=range(job.networks),
+        **asked,
     )
 
 
 def train_naive(
-    job: Job, data: DataSet, dtype: torch.dtype = torch.float32, *, channels_last: bool = False
+    job: Job,
+    data: DataSet,
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels_last: bool = False,
+    compiler: str = EAGER,
 ) -> Tensor:
     """Weights [S,P] of networks trained one after another on the same batches."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -99,9 +125,12 @@ def train_naive(
     ends = []
     for member, start in enumerate(starts(job)):
         net = _plain(job, start.to(dtype)).to(memory_format=layout)
+        step = net
+        if compiler != EAGER:
+            step = cast(nn.Module, torch.compile(net, backend=compiler, dynamic=False))
         for epochs, lr in ((range(first), LR), (range(first, job.epochs), LR / 10)):
             naive.train(
-                net,
+                step,
                 images,
                 data.train_labels,
                 [rows for epoch in epochs for rows in _batches(job, member, epoch)],
@@ -147,6 +176,7 @@ def _make(job: Job) -> nn.Module:
 
 
 def _plain(job: Job, weights: Tensor) -> nn.Module:
-    net = naive.ConvNet(SHAPE[0], SHAPE[1], CLASSES, DEPTH, job.width).to(weights.dtype)
+    shape = SHAPE[0], SHAPE[1], CLASSES, DEPTH, job.width, job.precision
+    net = naive.ConvNet(*shape).to(weights.dtype)
     nn.utils.vector_to_parameters(weights, net.parameters())
     return net

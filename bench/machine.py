@@ -1,18 +1,14 @@
-"""The machine as a row of facts, and its rate of convolution measured in the same run."""
+"""The machine as a row of facts."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fastmtt
 from fastmtt import info
@@ -20,7 +16,6 @@ from fastmtt.ops import backends
 
 ROOT = Path(__file__).parent.parent
 _BUT_RESULTS = ":(exclude)bench/results"  # rows written a moment ago are no change of the code
-KINDS = ("forward", "input gradient", "weight gradient")
 
 
 def facts() -> dict[str, Any]:
@@ -50,58 +45,6 @@ def served() -> dict[str, list[str]]:
     for row in backends.table():
         ops.setdefault(row.backend, []).append(row.op)
     return ops
-
-
-@cache
-def convolution_rates(batch: int, width: int, seconds: float) -> dict[str, float]:
-    """GFLOP/s of PyTorch's own convolutions (oneDNN), channels last, float32, best of many.
-
-    They are the ConvNet's 3x3 convolutions from ``width`` to ``width`` channels, on 16x16 and 8x8
-    images: 93 % of its work at width 128.
-
-    Args:
-        batch: images at a time.
-        width: channels.
-        seconds: how long to look for the best time of each.
-
-    Returns:
-        The rate of each kind and side, and "all": the whole work over the sum of the best times.
-    """
-    rates, work, total = {}, 0.0, 0.0
-    for side in (16, 8):
-        flop = 2 * 9 * width * width * side * side * batch
-        for kind in KINDS:
-            best = _best_time(_convolution(kind, batch, width, side), seconds)
-            rates[f"{kind} {side}x{side}"] = flop / best / 1e9
-            work, total = work + flop, total + best
-    return {**rates, "all": work / total / 1e9}
-
-
-def _best_time(run: Callable[[], Any], seconds: float) -> float:
-    """The shortest time of ``run`` within ``seconds`` of repetitions, at least three."""
-    run()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < seconds:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def _convolution(kind: str, batch: int, width: int, side: int) -> Callable[[], Any]:
-    x, g = (_channels_last(batch, width, side, side) for _ in range(2))
-    w = _channels_last(width, width, 3, 3)
-    if kind == "forward":
-        return lambda: torch.conv2d(x, w, padding=1)
-    mask = [kind == "input gradient", kind == "weight gradient", False]
-    ones = [1, 1]
-    return lambda: torch.ops.aten.convolution_backward(
-        g, x, w, None, ones, ones, ones, False, [0, 0], 1, mask
-    )
-
-
-def _channels_last(*shape: int) -> Tensor:
-    return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
 
 def _family() -> str:

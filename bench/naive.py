@@ -24,10 +24,23 @@ class Gradients(NamedTuple):
 
 
 class ConvNet(nn.Module):
-    """depth x (3x3 convolution, instance norm as GroupNorm, ReLU, 2x2 averages), then linear."""
+    """depth x (3x3 convolution, instance norm as GroupNorm, ReLU, 2x2 averages), then linear.
 
-    def __init__(self, channels: int, size: int, classes: int, depth: int, width: int) -> None:
+    In precision "bf16" the whole forward runs under autocast, as people have it, and the logits
+    return to the images' dtype; in "fp32" everything is computed in that.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        classes: int,
+        depth: int,
+        width: int,
+        precision: str = "fp32",
+    ) -> None:
         super().__init__()
+        self.precision = precision
         blocks = [
             nn.Sequential(
                 nn.Conv2d(width if i else channels, width, kernel_size=3, padding=1),
@@ -41,7 +54,9 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(width * (size >> depth) ** 2, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(x).flatten(start_dim=1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self.head(self.blocks(x).flatten(start_dim=1))
+        return logits.to(x.dtype)
 
 
 class Reparametrised(nn.Module):

@@ -5,29 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import fastmtt
-from bench import naive
+from bench import adjoint, naive
 from bench.naive import Gradients
+from bench.worker import EAGER
 from fastmtt.student.zoo import make_network
 
 CHANNELS, IMAGE, CLASSES, DEPTH = 3, 32, 10, 3
-OURS = ("exact", "tesla")
+OURS = ("tesla", "exact")
+PRECISIONS = ("fp32",)  # that fastmtt computes in; rows in another have its opponents alone
 
 
 class Size(NamedTuple):
-    """N steps on a set of ``batch`` images, all of them in every step; channels of a block."""
+    """N steps on a set of ``batch`` images, all of them in every step; channels of a block.
+
+    ``precision`` is the convolutions': "fp32", the dtype of the tensors, or "bf16".
+    """
 
     steps: int
     batch: int
     width: int
+    precision: str = "fp32"
 
     def __str__(self) -> str:
-        return f"N{self.steps}-batch{self.batch}-width{self.width}"
+        return f"N{self.steps}-batch{self.batch}-width{self.width}-{self.precision}"
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,11 @@ class Problem:
     indices: list[Tensor]
 
     def to(self, dtype: torch.dtype) -> Problem:
-        """The same numbers in another dtype."""
+        """The same numbers in another dtype, and convolutions in it."""
         floats = {
             name: getattr(self, name).to(dtype) for name in ("start", "target", "images", "lr")
         }
-        return replace(self, **floats)
+        return replace(self, size=self.size._replace(precision="fp32"), **floats)
 
 
 def make_problem(size: Size, seed: int = 0) -> Problem:
@@ -73,26 +79,45 @@ def make_problem(size: Size, seed: int = 0) -> Problem:
 
 
 def contender(
-    name: str, problem: Problem, *, channels_last: bool = False
+    name: str, problem: Problem, *, channels_last: bool = False, compiler: str = EAGER
 ) -> Callable[[], Gradients]:
     """What one matching step by ``name`` is: a function without arguments, ready to be timed.
 
     Args:
-        name: "naive", "naive tesla" (the judge of tesla), "exact" or "tesla".
+        name: "naive", "naive tesla" (the judge of tesla), "adjoint", "exact" or "tesla".
         problem: its inputs.
         channels_last: the naive's convolutions in that layout; public programs leave the default.
+        compiler: the adjoint's; see :func:`bench.adjoint.verbs`.
     """
-    p = problem
-    inputs = (p.start, p.target, p.images, p.labels, p.lr)
-    if name not in OURS:
-        run = {"naive": naive.match, "naive tesla": naive.match_first_order}[name]
-        plain = naive.ConvNet(CHANNELS, IMAGE, CLASSES, DEPTH, p.size.width)
-        return partial(run, naive.Reparametrised(plain, channels_last), *inputs, p.indices)
-    net = make_network(
-        f"ConvNetD{DEPTH}W{p.size.width}", image_shape=(CHANNELS, IMAGE, IMAGE), classes=CLASSES
-    )
-    matcher = fastmtt.TrajectoryMatcher(net, steps=p.size.steps, gradient=name)
-    return partial(_match, matcher, *inputs, p.indices)
+    p, (steps, _, width, precision) = problem, problem.size
+    inputs = (p.start, p.target, p.images, p.labels, p.lr, p.indices)
+    if name in OURS:
+        net = make_network(
+            f"ConvNetD{DEPTH}W{width}", image_shape=(CHANNELS, IMAGE, IMAGE), classes=CLASSES
+        )
+        asked = None if precision == "fp32" else precision
+        matcher = fastmtt.TrajectoryMatcher(net, steps=steps, gradient=name, precision=asked)
+        return partial(_match, matcher, *inputs)
+    shape = (CHANNELS, IMAGE, CLASSES, DEPTH, width, precision)
+    if name == "adjoint":
+        return partial(adjoint.match, adjoint.verbs(*shape, compiler), *inputs)
+    run = {"naive": naive.match, "naive tesla": naive.match_first_order}[name]
+    return partial(run, naive.Reparametrised(naive.ConvNet(*shape), channels_last), *inputs)
+
+
+def prepare(name: str, compiler: str = EAGER, **size: Any) -> Callable[[], Gradients]:
+    """A contender by its name and the fields of its size, in a process of its own.
+
+    Whatever a first call loads is loaded: by a tiny problem, or, where that means to compile for
+    the shapes of a step, by one step.
+    """
+    problem = make_problem(Size(**size))
+    if compiler == EAGER:
+        first = make_problem(Size(1, 2, 8, problem.size.precision))
+    else:
+        first = replace(problem, indices=problem.indices[:1])
+    contender(name, first, compiler=compiler)()
+    return contender(name, problem, compiler=compiler)
 
 
 def _match(

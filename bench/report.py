@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
-
-import numpy as np
 
 from bench import machine
 
@@ -41,18 +38,6 @@ class Report:
         parts += [f"{name}\n{_table(rows)}" for name, rows in self.tables.items()]
         kept = "smoke sizes: nothing was written" if self.smoke else f"appended to {RESULTS.name}/"
         return "\n\n".join([*parts, kept])
-
-
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Median, 20 % and 80 % quantile and number of rounds, as columns of a row."""
-    low, high = np.quantile(seconds, [0.2, 0.8]).tolist()
-    middle = median(seconds)
-    return {"median_s": middle, "p20_s": low, "p80_s": high, "rounds": len(seconds)}
-
-
-def times_faster(slow: list[float], fast: list[float]) -> float:
-    """How many times less time the second took: the median over rounds of both, run in turn."""
-    return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def _rounded(value: Any) -> Any:
