@@ -48,4 +48,11 @@ FASTMTT_INLINE inline std::array<V, N> sum_lanes(int64_t begin, int64_t end, con
   return sums;
 }
 
+template <typename T>
+FASTMTT_INLINE inline double inner(const T* x, const T* y, int64_t count) {
+  return sum_lanes<double, 1>(0, count, [&](int64_t j) FASTMTT_INLINE {
+    return std::array<double, 1>{double(x[j]) * double(y[j])};
+  })[0];
+}
+
 }  // namespace fastmtt

@@ -1,0 +1,138 @@
+// What the head's four ops share: sizes and checks of arguments, and labels of either kind.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <array>
+#include <initializer_list>
+
+#include "results.h"
+#include "rows.h"
+
+namespace fastmtt {
+
+// A student's part of [S,B,D] or [S,K,D], rows dense.
+template <typename T>
+Rows<T> rows_of(const at::Tensor& t, int64_t student) {
+  return {t.const_data_ptr<T>() + student * t.stride(0), t.stride(1)};
+}
+
+// The head's sizes, and the check of every argument against them.
+struct Head {
+  Head(const char* op, const at::Tensor& f, const at::Tensor& w) : op(op), like(f) {
+    TORCH_CHECK(f.dim() == 3, "fastmtt::", op, ": f must have shape [S, B, D], got ", f.sizes());
+    TORCH_CHECK(
+        f.scalar_type() == at::kFloat || f.scalar_type() == at::kDouble,
+        "fastmtt::", op, ": f must be float32 or float64, got ", f.scalar_type());
+    TORCH_CHECK(w.dim() == 3, "fastmtt::", op, ": w must have shape [S, K, D], got ", w.sizes());
+    TORCH_CHECK(
+        f.numel() > 0 && w.numel() > 0, "fastmtt::", op,
+        ": f and w must hold a student, an image, a feature and a class at least, got shapes ",
+        f.sizes(), " and ", w.sizes());
+    students = f.size(0);
+    batch = f.size(1);
+    features = f.size(2);
+    classes = w.size(1);
+    check("w", w, {students, classes, features});
+  }
+
+  void check(const char* name, const at::Tensor& t, at::IntArrayRef shape) const {
+    TORCH_CHECK(
+        t.sizes() == shape, "fastmtt::", op, ": ", name, " must have shape ", shape, " for f ",
+        like.sizes(), ", got ", t.sizes());
+    TORCH_CHECK(
+        t.scalar_type() == like.scalar_type(), "fastmtt::", op, ": ", name,
+        " must have the dtype of f, ", like.scalar_type(), ", got ", t.scalar_type());
+  }
+  at::Tensor checked_features(const char* name, const at::Tensor& t) const {
+    check(name, t, {students, batch, features});
+    return with_dense_rows(t);
+  }
+  at::Tensor checked_weights(const char* name, const at::Tensor& t) const {
+    check(name, t, {students, classes, features});
+    return with_dense_rows(t);
+  }
+  at::Tensor checked_bias(const char* name, const at::Tensor& t) const {
+    check(name, t, {students, classes});
+    return t.contiguous();
+  }
+  at::Tensor checked_logits(const char* name, const at::Tensor& t) const {
+    check(name, t, {students, batch, classes});
+    return t.contiguous();
+  }
+
+  bool soft(const at::Tensor& y) const { return y.is_floating_point(); }
+  at::Tensor checked_labels(const at::Tensor& y) const {
+    if (soft(y)) return checked_logits("y", y);
+    const std::array<int64_t, 2> shape = {students, batch};
+    TORCH_CHECK(
+        y.scalar_type() == at::kLong && y.sizes() == at::IntArrayRef(shape), "fastmtt::", op,
+        ": y must be int64 of shape ", at::IntArrayRef(shape), " or probabilities of shape [",
+        students, ", ", batch, ", ", classes, "], got ", y.scalar_type(), " of shape ", y.sizes());
+    const at::Tensor labels = y.contiguous();
+    const int64_t* label = labels.const_data_ptr<int64_t>();
+    for (int64_t i = 0; i < images(); ++i) {
+      TORCH_CHECK(
+          0 <= label[i] && label[i] < classes, "fastmtt::", op, ": y must lie in 0..",
+          classes - 1, ", got ", label[i]);
+    }
+    return labels;
+  }
+
+  void check_place(
+      const char* name, const at::Tensor& t, at::IntArrayRef shape,
+      std::initializer_list<Named> inputs) const {
+    check_result(op, {name, t}, shape, like);
+    check_apart(op, {name, t}, inputs);
+  }
+  at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, like.options()); }
+  at::Tensor empty_if(bool needed, at::IntArrayRef shape) const {
+    return needed ? empty(shape) : empty({0});
+  }
+
+  int64_t images() const { return students * batch; }
+  std::array<int64_t, 3> logits_shape() const { return {students, batch, classes}; }
+
+  const char* op;
+  const at::Tensor& like;
+  int64_t students, batch, features, classes;
+};
+
+// The labels of every image, of either kind.
+template <typename T>
+struct Labels {
+  Labels(const Head& head, const at::Tensor& y)
+      : classes(head.classes),
+        probabilities(head.soft(y) ? y.const_data_ptr<T>() : nullptr),
+        indices(head.soft(y) ? nullptr : y.const_data_ptr<int64_t>()) {}
+
+  // Sum over the classes of y * value.
+  FASTMTT_INLINE double dot(int64_t image, const T* value) const {
+    if (indices != nullptr) return value[indices[image]];
+    return inner(probabilities + image * classes, value, classes);
+  }
+  // Sum over the classes of y: the softmax's share in the gradient carries it.
+  FASTMTT_INLINE T weight(int64_t image) const {
+    if (indices != nullptr) return 1;
+    const T* y = probabilities + image * classes;
+    return static_cast<T>(sum_lanes<double, 1>(0, classes, [&](int64_t k) FASTMTT_INLINE {
+      return std::array<double, 1>{double(y[k])};
+    })[0]);
+  }
+  FASTMTT_INLINE void subtract_from(int64_t image, T* g) const {
+    if (indices != nullptr) {
+      g[indices[image]] -= 1;
+      return;
+    }
+    const T* y = probabilities + image * classes;
+    for (int64_t k = 0; k < classes; ++k) g[k] -= y[k];
+  }
+
+  int64_t classes;
+  const T* probabilities;
+  const int64_t* indices;
+};
+
+}  // namespace fastmtt
