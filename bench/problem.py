@@ -18,7 +18,7 @@ from fastmtt.student.zoo import make_network
 
 CHANNELS, IMAGE, CLASSES, DEPTH = 3, 32, 10, 3
 OURS = ("tesla", "exact")
-PRECISIONS = ("fp32",)  # that fastmtt computes in; rows in another have its opponents alone
+PRECISIONS = ("fp32", "bf16")  # that fastmtt computes in; rows in another have its opponents alone
 
 
 class Size(NamedTuple):

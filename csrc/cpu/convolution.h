@@ -18,7 +18,8 @@ namespace fastmtt {
 
 // Bytes of the products of a chunk of images: what is written is still in the last-level cache
 // when it is read. Not a matter of the number of threads: sums over chunks must not depend on it.
-constexpr int64_t kChunkBytes = int64_t(1) << 22;
+// Direct convolutions have nothing to reuse between images: the second-level cache does for them.
+constexpr int64_t kChunkBytes = int64_t(1) << 22, kDirectChunkBytes = int64_t(1) << 20;
 constexpr int64_t kRowsATask = 96;  // a multiple of the blocks of rows
 
 template <typename T>
@@ -84,7 +85,8 @@ class Convolution {
     g.rows = padded(g.down * g.across);
     g.depth = padded(g.direct ? 9 * block.in : block.in);
     const int64_t bytes = g.positions * g.rows * std::max(in_panels(), out_panels()) * kPanelBytes;
-    const int64_t most = std::max<int64_t>(1, kChunkBytes / bytes);
+    const int64_t room = g.direct ? kDirectChunkBytes : kChunkBytes;
+    const int64_t most = std::max<int64_t>(1, room / bytes);
     chunk = at::divup(block.batch, at::divup(block.batch, most));
   }
 

@@ -1,6 +1,8 @@
 // The kernels for AVX-512.
 
-#include <cstdint>  // before the pragma: what others share must run anywhere
+// Before the pragma: what others share must run anywhere.
+#include <cstdint>
+#include <type_traits>
 
 #ifdef __x86_64__
 #include <immintrin.h>

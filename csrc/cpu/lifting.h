@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "transforms.h"
 
 namespace fastmtt {
@@ -152,6 +154,15 @@ struct Lifting {
     return scratch;
   }
 
+  // Where to write cotangents of outputs: where rows of a direct convolution are the same numbers,
+  // to their own place.
+  static T* place_for(const Grid& g, const Operand& z, int64_t row, int64_t panel, T* scratch) {
+    if constexpr (std::is_same_v<Op, Exact<T>>) {
+      if (g.direct && z.data != nullptr) return at(z, 0, panel, row);
+    }
+    return scratch;
+  }
+
   // Cotangents of outputs [pixel][lane] to rows: plain, in pairs, or both.
   static void lower_transposed(
       const Grid& g, const T* gz, const Operand& z, const Operand& z_pairs, int64_t row,
@@ -161,6 +172,7 @@ struct Lifting {
       if (z_pairs.data != nullptr) put(rows, z_pairs, position, panel, at, true);
     };
     if (g.direct) {
+      if (gz == place_for(g, z, row, panel, nullptr)) return;
       for (int64_t pixel = 0; pixel < g.rows; pixel += kGroup) {
         Row rows[kGroup];
         for (int i = 0; i < kGroup; ++i) {

@@ -86,111 +86,136 @@ struct Norm {
   using Row = Panel<T>;
   static constexpr int64_t kLength = Row::kLength;
 
-  FASTMTT_INLINE_HERE static T* pixel(const Grid& g, T* panel, int64_t y, int64_t x) {
-    return panel + (y * g.width + x) * kLength;
-  }
-  FASTMTT_INLINE_HERE static const T* pixel(const Grid& g, const T* panel, int64_t y, int64_t x) {
-    return panel + (y * g.width + x) * kLength;
+  FASTMTT_INLINE_HERE static Row at(const Grid& g, const T* panel, int64_t y, int64_t x) {
+    return Row::load(panel + (y * g.width + x) * kLength);
   }
   FASTMTT_INLINE_HERE static int64_t pooled_at(const Grid& g, int64_t y, int64_t x) {
     return (y / 2 * g.pooled_width() + x / 2) * g.out;
   }
 
-  static void gather(const Grid& g, const T* image, int64_t count, T* panel) {
-    for (int64_t i = 0; i < g.area(); ++i) {
-      Row::load(image + i * g.out, count).store(panel + i * kLength);
-    }
-  }
+  struct Statistics {
+    Row mean, rstd;
+  };
 
-  // visit(corners) for every pool's four pixels, as offsets of pixels; y and x of the first.
-  template <typename Visit>
-  FASTMTT_INLINE_HERE static void for_pools(const Grid& g, const Visit& visit) {
-    for (int64_t y = 0; y + 1 < g.height; y += 2) {
-      for (int64_t x = 0; x + 1 < g.width; x += 2) visit(y, x);
+  // In one pass: mean and squared deviations of each row of pixels, joined as Chan, Golub and
+  // LeVeque (1983) do. No difference of large sums is taken.
+  static Statistics statistics(const Grid& g, const T* z) {
+    double mean[kLength] = {}, squares[kLength] = {};
+    for (int64_t y = 0; y < g.height; ++y) {
+      Total<T> sum[1], deviation[1];
+      const T* row = z + y * g.width * kLength;
+      sum_pixels<T, 1>(1, g.width, sum, [&](int64_t, int64_t x, Row* out) FASTMTT_HERE {
+        out[0] = Row::load(row + x * kLength);
+      });
+      const Row middle = sum[0].mean(g.width);
+      sum_pixels<T, 1>(1, g.width, deviation, [&](int64_t, int64_t x, Row* out) FASTMTT_HERE {
+        const Row centred = Row::load(row + x * kLength) - middle;
+        out[0] = centred * centred;
+      });
+      for (int l = 0; l < kLength; ++l) {
+        const double step = sum[0].lane[l] / g.width - mean[l];
+        mean[l] += step / (y + 1);
+        squares[l] += deviation[0].lane[l] + step * step * g.width * y / (y + 1);
+      }
     }
-  }
-
-  // Lowered products -> xhat in the scratch's first part and in the image, rstd.
-  static Row normalise_panel(const Grid& g, const Normalise<T>& n) {
-    T* xhat = n.scratch;
-    const T* z = Lifting<Op>::lower(g, n.m, n.row, n.panel, xhat);
-    Total<T> total[1];
-    sum_pixels<T, 1>(g.height, g.width, total, [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
-      out[0] = Row::load(pixel(g, z, y, x));
-    });
-    const Row mean = total[0].mean(g.area());
-    Total<T> squares[1];
-    sum_pixels<T, 1>(g.height, g.width, squares, [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
-      const Row centred = Row::load(pixel(g, z, y, x)) - mean;
-      out[0] = centred * centred;
-    });
-    T lanes[kLength];
+    T means[kLength], rstds[kLength];
     for (int l = 0; l < kLength; ++l) {
-      lanes[l] = static_cast<T>(1 / __builtin_sqrt(squares[0].lane[l] / g.area() + kEps));
+      means[l] = static_cast<T>(mean[l]);
+      rstds[l] = static_cast<T>(1 / __builtin_sqrt(squares[l] / g.area() + kEps));
     }
-    const Row rstd = Row::load(lanes);
-    rstd.store(n.rstd, n.count);
-    for (int64_t i = 0; i < g.area(); ++i) {
-      const Row value = (Row::load(z + i * kLength) - mean) * rstd;
-      value.store(xhat + i * kLength);
-      value.store(n.xhat + i * g.out, n.count);
+    return {Row::load(means), Row::load(rstds)};
+  }
+
+  // pool(y, x) for the first of every pool's four pixels, rest(y, x) for pixels in no pool.
+  template <typename Pool, typename Rest>
+  FASTMTT_INLINE_HERE static void for_pools(const Grid& g, const Pool& pool, const Rest& rest) {
+    const int64_t height = 2 * g.pooled_height(), width = 2 * g.pooled_width();
+    for (int64_t y = 0; y < height; y += 2) {
+      for (int64_t x = 0; x < width; x += 2) pool(y, x);
     }
-    return rstd;
+    for (int64_t y = 0; y < g.height; ++y) {
+      for (int64_t x = y < height ? width : 0; x < g.width; ++x) rest(y, x);
+    }
   }
 
   static void normalise(const Grid& g, const Normalise<T>& n) {
-    normalise_panel(g, n);
-    if (n.p == nullptr) return;
+    const T* z = Lifting<Op>::lower(g, n.m, n.row, n.panel, n.scratch);
+    const auto [mean, rstd] = statistics(g, z);
+    rstd.store(n.rstd, n.count);
     const Row gamma = Row::load(n.gamma, n.count), beta = Row::load(n.beta, n.count);
-    const T* xhat = n.scratch;
-    for_pools(g, [&](int64_t y, int64_t x) FASTMTT_HERE {
-      Row active[4];
-      FASTMTT_UNROLL for (int k = 0; k < 4; ++k) {
-        const Row value = affine(Row::load(pixel(g, xhat, y + k / 2, x + k % 2)), gamma, beta);
-        active[k] = positive(value);
-      }
-      average(active).store(n.p + pooled_at(g, y, x), n.count);
-    });
+    const auto put = [&](int64_t y, int64_t x) FASTMTT_HERE {
+      const Row xhat = (at(g, z, y, x) - mean) * rstd;
+      xhat.store(n.xhat + (y * g.width + x) * g.out, n.count);
+      return xhat;
+    };
+    for_pools(
+        g,
+        [&](int64_t y, int64_t x) FASTMTT_HERE {
+          Row active[4];
+          FASTMTT_UNROLL for (int k = 0; k < 4; ++k) {
+            active[k] = positive(affine(put(y + k / 2, x + k % 2), gamma, beta));
+          }
+          average(active).store(n.p + pooled_at(g, y, x), n.count);
+        },
+        [&](int64_t y, int64_t x) FASTMTT_HERE { put(y, x); });
   }
 
   static void normalise_jvp(const Grid& g, const Normalise<T>& n, const NormaliseJvp<T>& j) {
-    T *xhat = n.scratch, *xhat_dot = n.scratch + g.area() * kLength;
-    Row rstd;
-    if (n.m.data != nullptr) {
-      rstd = normalise_panel(g, n);
-    } else {
-      gather(g, n.xhat, n.count, xhat);
-      rstd = Row::load(n.rstd, n.count);
-    }
-    const T* z_dot = Lifting<Op>::lower(g, j.m_dot, n.row, n.panel, xhat_dot);
+    const int64_t size = g.area() * kLength;
+    T* xhat = n.scratch;
+    const T* z_dot = Lifting<Op>::lower(g, j.m_dot, n.row, n.panel, xhat + size);
+    const bool fresh = n.m.data != nullptr;
+    const T* z = fresh ? Lifting<Op>::lower(g, n.m, n.row, n.panel, xhat + 2 * size) : nullptr;
+    const Row none = Row::all(0);
+    const Statistics found =
+        fresh ? statistics(g, z) : Statistics{none, Row::load(n.rstd, n.count)};
+    const Row rstd = found.rstd;
     Total<T> totals[2];
-    sum_pixels<T, 2>(g.height, g.width, totals, [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
-      out[0] = Row::load(pixel(g, z_dot, y, x));
-      out[1] = out[0] * Row::load(pixel(g, xhat, y, x));
-    });
-    const Row mean = totals[0].mean(g.area()), correlation = totals[1].mean(g.area());
-    (Row::all(0) - rstd * rstd * correlation).store(j.rstd_dot, n.count);
-    for (int64_t i = 0; i < g.area(); ++i) {
-      const Row centred = Row::load(z_dot + i * kLength) - mean;
-      const Row value = rstd * (centred - Row::load(xhat + i * kLength) * correlation);
-      value.store(xhat_dot + i * kLength);
-      value.store(j.xhat_dot + i * g.out, n.count);
+    const auto sum = [&](const auto& value) FASTMTT_HERE {
+      sum_pixels<T, 2>(g.height, g.width, totals, [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
+        const Row here = value(y, x);
+        here.store(xhat + (y * g.width + x) * kLength);
+        out[0] = at(g, z_dot, y, x);
+        out[1] = out[0] * here;
+      });
+    };
+    if (fresh) {
+      rstd.store(n.rstd, n.count);
+      sum([&](int64_t y, int64_t x) FASTMTT_HERE {
+        const Row value = (at(g, z, y, x) - found.mean) * rstd;
+        value.store(n.xhat + (y * g.width + x) * g.out, n.count);
+        return value;
+      });
+    } else {
+      sum([&](int64_t y, int64_t x) FASTMTT_HERE {
+        return Row::load(n.xhat + (y * g.width + x) * g.out, n.count);
+      });
     }
+    const Row mean = totals[0].mean(g.area()), correlation = totals[1].mean(g.area());
+    (none - rstd * rstd * correlation).store(j.rstd_dot, n.count);
     const Row gamma = Row::load(n.gamma, n.count), beta = Row::load(n.beta, n.count);
     const Row gamma_dot = Row::load(j.gamma_dot, n.count);
     const Row beta_dot = Row::load(j.beta_dot, n.count);
-    for_pools(g, [&](int64_t y, int64_t x) FASTMTT_HERE {
-      Row active[4], tangent[4];
-      FASTMTT_UNROLL for (int k = 0; k < 4; ++k) {
-        const Row here = Row::load(pixel(g, xhat, y + k / 2, x + k % 2));
-        const Row dot = Row::load(pixel(g, xhat_dot, y + k / 2, x + k % 2));
-        const Row value = affine(here, gamma, beta);
-        active[k] = positive(value);
-        tangent[k] = where_positive(value, affine(here, gamma_dot, beta_dot) + dot * gamma);
-      }
-      average(active).store(n.p + pooled_at(g, y, x), n.count);
-      average(tangent).store(j.p_dot + pooled_at(g, y, x), n.count);
-    });
+    const auto put = [&](int64_t y, int64_t x, const Row& here) FASTMTT_HERE {
+      const Row dot = rstd * (at(g, z_dot, y, x) - mean - here * correlation);
+      dot.store(j.xhat_dot + (y * g.width + x) * g.out, n.count);
+      return dot;
+    };
+    for_pools(
+        g,
+        [&](int64_t y, int64_t x) FASTMTT_HERE {
+          Row active[4], tangent[4];
+          FASTMTT_UNROLL for (int k = 0; k < 4; ++k) {
+            const Row here = at(g, xhat, y + k / 2, x + k % 2);
+            const Row dot = put(y + k / 2, x + k % 2, here);
+            const Row value = affine(here, gamma, beta);
+            active[k] = positive(value);
+            tangent[k] = where_positive(value, affine(here, gamma_dot, beta_dot) + dot * gamma);
+          }
+          average(active).store(n.p + pooled_at(g, y, x), n.count);
+          average(tangent).store(j.p_dot + pooled_at(g, y, x), n.count);
+        },
+        [&](int64_t y, int64_t x) FASTMTT_HERE { put(y, x, at(g, xhat, y, x)); });
   }
 
   // write(pixel's offset in a panel, pooled offset) where the pool reads, rest(offset) elsewhere
@@ -209,10 +234,24 @@ struct Norm {
     for (int64_t l = 0; l < count; ++l) to[l] = total.lane[l];
   }
 
+  // A pixel of an image, copied to the panel that later passes read.
+  FASTMTT_INLINE_HERE static Row gathered(
+      const Grid& g, const T* image, int64_t count, int64_t y, int64_t x, T* panel) {
+    const Row value = Row::load(image + (y * g.width + x) * g.out, count);
+    value.store(panel + (y * g.width + x) * kLength);
+    return value;
+  }
+  // The pixels that no pool reads.
+  static void gather_rest(const Grid& g, const T* image, int64_t count, T* panel) {
+    for_pools(
+        g, [](int64_t, int64_t) FASTMTT_HERE {},
+        [&](int64_t y, int64_t x) FASTMTT_HERE { gathered(g, image, count, y, x, panel); });
+  }
+
   static void backward(const Grid& g, const Backward<T>& b) {
-    T *xhat = b.scratch, *gz = b.scratch + g.area() * kLength;
+    T* xhat = b.scratch;
+    T* gz = Lifting<Op>::place_for(g, b.z, b.row, b.panel, xhat + g.area() * kLength);
     const Row gamma = Row::load(b.gamma, b.count), beta = Row::load(b.beta, b.count);
-    gather(g, b.xhat, b.count, xhat);
     const auto gn_at = [&](const Row& here, int64_t pooled) FASTMTT_HERE {
       return where_positive(
           affine(here, gamma, beta), quarter(Row::load(b.gp + pooled, b.count)));
@@ -221,10 +260,11 @@ struct Norm {
     sum_pixels<T, 2>(
         2 * g.pooled_height(), 2 * g.pooled_width(), totals,
         [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
-          const Row here = Row::load(pixel(g, xhat, y, x));
+          const Row here = gathered(g, b.xhat, b.count, y, x, xhat);
           out[0] = gn_at(here, pooled_at(g, y, x));
           out[1] = out[0] * here;
         });
+    gather_rest(g, b.xhat, b.count, xhat);
     share(totals[0], b.count, b.gbeta);
     share(totals[1], b.count, b.ggamma);
     const Row mean = totals[0].mean(g.area()), correlation = totals[1].mean(g.area());
@@ -243,10 +283,10 @@ struct Norm {
 
   static void backward_jvp(const Grid& g, const Backward<T>& b, const BackwardJvp<T>& j) {
     const int64_t size = g.area() * kLength;
-    T *xhat = b.scratch, *xhat_dot = xhat + size, *gz = xhat + 2 * size, *gz_dot = xhat + 3 * size;
+    T *xhat = b.scratch, *xhat_dot = xhat + size;
+    T* gz = Lifting<Op>::place_for(g, b.z, b.row, b.panel, xhat + 2 * size);
+    T* gz_dot = Lifting<Op>::place_for(g, j.z_dot, b.row, b.panel, xhat + 3 * size);
     const Row gamma = Row::load(b.gamma, b.count), beta = Row::load(b.beta, b.count);
-    gather(g, b.xhat, b.count, xhat);
-    gather(g, j.xhat_dot, b.count, xhat_dot);
     const auto cotangents = [&](const Row& here, int64_t pooled, Row* out) FASTMTT_HERE {
       const Row value = affine(here, gamma, beta);
       out[0] = where_positive(value, quarter(Row::load(b.gp + pooled, b.count)));
@@ -256,14 +296,17 @@ struct Norm {
     sum_pixels<T, 4>(
         2 * g.pooled_height(), 2 * g.pooled_width(), totals,
         [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
-          const Row here = Row::load(pixel(g, xhat, y, x));
+          const Row here = gathered(g, b.xhat, b.count, y, x, xhat);
+          const Row dot = gathered(g, j.xhat_dot, b.count, y, x, xhat_dot);
           Row gn[2];
           cotangents(here, pooled_at(g, y, x), gn);
           out[0] = gn[0];
           out[1] = gn[0] * here;
           out[2] = gn[1];
-          out[3] = gn[1] * here + gn[0] * Row::load(pixel(g, xhat_dot, y, x));
+          out[3] = gn[1] * here + gn[0] * dot;
         });
+    gather_rest(g, b.xhat, b.count, xhat);
+    gather_rest(g, j.xhat_dot, b.count, xhat_dot);
     share(totals[2], b.count, b.gbeta);
     share(totals[3], b.count, b.ggamma);
     const Row mean = totals[0].mean(g.area()), correlation = totals[1].mean(g.area());
