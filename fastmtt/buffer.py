@@ -43,8 +43,11 @@ def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Rec
     radius = config.rho_max
     gsam = Sharpness(radius, config.alpha, config.adaptive) if radius else None
     augment = DSA(config.dsa_strategy) if config.dsa else None
-    lr = config.expert_lr if isinstance(config, DistillConfig) else config.lr_teacher
-    recipe = Recipe(expert_length(config), config.batch_train, lr, augment=augment)
+    if isinstance(config, DistillConfig):  # its lr_teacher and batch_train are the student's
+        lr, batch = config.expert_lr, config.expert_batch
+    else:
+        lr, batch = config.lr_teacher, config.batch_train
+    recipe = Recipe(expert_length(config), batch, lr, augment=augment)
     recipe = replace(recipe, sharpness=gsam, schedule=_schedule(config, dataset))
     if isinstance(config, DistillConfig):
         return recipe
@@ -147,7 +150,7 @@ def _missing(
             raise
         raise FastmttError(
             f"{error}; or set num_experts to the {len(store.indices())} experts there, or "
-            "expert_lr, seed, batch_train, rho_max and sort_method to theirs"
+            "expert_lr, expert_batch, seed, rho_max and sort_method to theirs"
         ) from None
 
 

@@ -156,3 +156,18 @@ def test_a_distillation_trains_the_experts_of_its_method(tmp_path, index):
     distill.main(flags.split())
     made = TrajectoryStore(tmp_path / "digits" / "ConvNetD1W8").meta(1)["recipe"]
     assert (made["rho"], made["alpha"], made["ratio"]) == (0.01, 0.3, 0.5)
+    assert made["batch_train"] == 256  # whatever the evaluation's is
+
+
+def test_a_distillations_own_experts_are_those_buffer_trains(tmp_path):
+    run(tmp_path / "buffer", f"{TINY} --train_epochs 1 --lr_teacher 0.02")
+    flags = (
+        f"{TINY} --max_start_epoch 1 --expert_epochs 1 --syn_steps 2 --Iteration 0 --num_eval 1 "
+        "--epoch_eval_train 1 --lr_img 1 --run_name one --lr_teacher 0.05 --batch_train 7 "
+        f"--expert_lr 0.02 --expert_batch 64 --save_path {tmp_path} --buffer_path {tmp_path}/distill"
+    )
+    distill.main(flags.split())
+    one, other = (
+        TrajectoryStore(tmp_path / folder / "digits/ConvNetD1W8") for folder in ("buffer", "distill")
+    )
+    assert one.path(1).read_bytes() == other.path(1).read_bytes()

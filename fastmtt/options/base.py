@@ -34,7 +34,7 @@ class BaseConfig:
         dsa: Augment by DSA (differentiable siamese augmentation) [MTT].
         dsa_strategy: DSA's operations, joined by underscores; one is drawn for each batch [MTT].
         buffer_path: Folder of the experts' trajectories [MTT].
-        batch_train: Real images, or distilled ones in evaluation, in a training batch [MTT].
+        batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>; DATM's list of GPUs is read as auto.
         backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
         threads: CPU threads (null, as torch chooses).

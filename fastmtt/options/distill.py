@@ -23,6 +23,8 @@ class DistillConfig(ExpertConfig):
         lr_lr: Learning rate of the student's learning rate [MTT].
         lr_teacher: The student's learning rate at the start; distillation learns it [MTT].
         expert_lr: Learning rate of the experts this command trains itself.
+        batch_train: Distilled images in a training batch of an evaluation [MTT].
+        expert_batch: Real images in a training batch of the experts this command trains itself.
         train_epochs: Epochs of each expert (null, as many as matching reads) [MTT's buffer].
         batch_syn: Distilled images in a student's batch (null, all) [MTT].
         pix_init: Images start as real ones, as noise [MTT], or as real ones that experts predict
@@ -74,7 +76,8 @@ class DistillConfig(ExpertConfig):
     GROUPS: ClassVar[dict[str, str]] = {
         "data": f"{DATA} held_out",
         "network and its batches": NETWORK,
-        "experts": f"buffer_path num_experts train_epochs expert_lr max_experts {EXPERTS}",
+        "experts": f"buffer_path num_experts train_epochs expert_lr expert_batch max_experts "
+        f"{EXPERTS}",
         "distilled images": "ipc pix_init lr_img lr_lr lr_teacher batch_syn Iteration ema_decay",
         "labels": "labels lr_y Momentum_y Label_Model_Timestamp "
         "Initialize_Label_With_Another_Model Initialize_Label_Model",
@@ -94,6 +97,7 @@ class DistillConfig(ExpertConfig):
     lr_lr: float = 1e-5
     lr_teacher: float = 0.01
     expert_lr: float = 0.01
+    expert_batch: int = 256
     train_epochs: int | None = None
     batch_syn: int | None = None
     pix_init: Literal["real", "noise", "samples_predicted_correctly"] = "real"
