@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from fastmtt.augment import DSA
 from fastmtt.command import command
@@ -21,6 +21,7 @@ from fastmtt.experts.trainer import description, identity, train_experts, versio
 from fastmtt.files import sole_user
 from fastmtt.ops import backends
 from fastmtt.options import BufferConfig, DistillConfig, ExpertConfig
+from fastmtt.options.base import CURRICULUM
 from fastmtt.progress import say
 from fastmtt.training import Recipe, Schedule, Sharpness, students_at_once
 
@@ -36,8 +37,7 @@ def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Rec
     MTT: constant lr, plain SGD, DSA. FTD: GSAM. PAD: GSAM by a curriculum.
 
     Raises:
-        FastmttError: the difficulty order is missing or of other images, or two choices of images
-            contradict each other.
+        FastmttError: the difficulty order is missing or of other images.
     """
     # Without a radius GSAM is SGD at twice the cost.
     radius = config.rho_max
@@ -59,21 +59,11 @@ def _schedule(config: ExpertConfig, dataset: DataSet) -> Schedule | None:
     """PAD's curriculum or fixed pruning, where an order of the images is named."""
     if config.sort_method is None:
         return None
-    keys = [field.name for field in fields(Curriculum) if field.name != "order"]
-    if config.ratio:
-        usual = {field.name: field.default for field in fields(config)}
-        both = [key for key in keys if getattr(config, key) != usual[key]]
-        if both:
-            raise FastmttError(
-                f"ratio is {config.ratio}, which leaves images out from the beginning, and "
-                f"{both[0]} is {getattr(config, both[0])}, which is a curriculum's; set ratio to 0 "
-                f"or leave {' and '.join(both)} out"
-            )
     classes = len(dataset.classes)
     order = read_order(config.sort_method, config.indices_path, dataset.train_labels, classes)
     if config.ratio:
         return Pruning(order, config.ratio, config.remove_strategy)
-    return Curriculum(order, **{key: getattr(config, key) for key in keys})
+    return Curriculum(order, **{key: getattr(config, key) for key in CURRICULUM.split()})
 
 
 def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet) -> Experts:

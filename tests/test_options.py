@@ -47,6 +47,23 @@ def refusal(flags: str) -> str:
         ("--rho_max 0.02 --rho_min 0.01", "rho_min is 0.01 and rho_max 0.02, wanted one number"),
         ("--ratio 0.2", "ratio is 0.2, but nothing says which images are hard; name an index file"),
         ("--init_ratio 0.75", "init_ratio is 0.75, but nothing says which images are hard"),
+        ("--add_end_epoch 20", "add_end_epoch is 20, but nothing says which images are hard"),
+        ("--rm_epoch_second 70", "rm_epoch_second is 70, but nothing says which images are hard"),
+        ("--rm_easy_ratio_first 0.2", "rm_easy_ratio_first is 0.2, but nothing says which images"),
+        ("--remove_strategy easy", "remove_strategy is easy, but nothing says which images are"),
+        (
+            "--sort_method GraNd --remove_strategy easy",
+            "remove_strategy is easy, but ratio leaves no images out; set ratio",
+        ),
+        (
+            "--sort_method GraNd --ratio 0.2 --init_ratio 0.5 --rm_epoch_first 2",
+            "ratio is 0.2, which leaves images out from the beginning, and init_ratio is 0.5, "
+            "which is a curriculum's; set ratio to 0 or leave init_ratio and rm_epoch_first out",
+        ),
+        (
+            "--sort_method GraNd --rm_epoch_second 30",
+            "rm_epoch_first is 40 and rm_epoch_second 30, wanted the first at most the second",
+        ),
         (
             "--method datm --max_start_epoch 10",
             "current_max_start_epoch is 20 and max_start_epoch 10, wanted a range that grows: "

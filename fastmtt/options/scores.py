@@ -31,7 +31,7 @@ class ScoresConfig(BaseConfig):
         "data": f"{DATA} held_out",
         "scores": "score uncertainty networks score_epochs train_epochs indices_path",
         "network and its batches": f"{NETWORK} lr_teacher mom l2",
-        "run": f"{MACHINE} resume buffer_path",
+        "run": f"{MACHINE} resume",
     }
 
     score: Score = "grand"
