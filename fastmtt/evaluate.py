@@ -208,7 +208,9 @@ def _tell(subject: Subject, config: BaseConfig, dataset: DataSet, rows: list[Row
     )
     if subject.published is not None:
         print(f"published for this setting: {subject.published} %")
-    picture = subject.file.with_name(f"images_{subject.file.stem.removeprefix('distilled_')}.png")
+    name = subject.file.stem.removeprefix("distilled_")
+    line = "ema_" if name.startswith("ema_") else ""
+    picture = subject.file.with_name(f"{line}images_{name.removeprefix(line)}.png")
     if subject.ours and picture.is_file():
         print(f"what was distilled: {picture}")
 

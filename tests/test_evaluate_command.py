@@ -139,6 +139,16 @@ def test_which_set_of_a_run_is_evaluated(run, images, capsys):
     assert "distilled_held_out.safetensors" in said and "distilled_last.safetensors" in said
 
 
+@pytest.mark.parametrize("name", ["last", "ema_best"])
+def test_the_sets_own_picture_is_named(run, images, name, capsys):
+    for picture in ("images_best", "images_last", "ema_images_best"):
+        (run / f"{picture}.png").touch()
+    put(run, images, HARD, name)
+    evaluate.main([str(run / f"distilled_{name}.safetensors"), *SHORT.split()])
+    own = {"last": "images_last.png", "ema_best": "ema_images_best.png"}[name]
+    assert f"what was distilled: {run / own}\n" in capsys.readouterr().out
+
+
 def test_the_runs_held_out_images_are_scored_too(run, images, capsys):
     (without,) = evaluated(f"{run} {SHORT}", run)
     assert "held out" not in capsys.readouterr().out
