@@ -1,5 +1,6 @@
 """FTD's and PAD's experts by the commands: what is trained, stored, compared and refused."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_a_curriculum_decides_what_is_seen_and_how_many_steps_there_are(tmp_path
     assert str(tmp_path) not in str(recipe)
 
 
+def test_a_curriculum_beyond_the_training_is_said(tmp_path, index, capsys):
+    late = CURRICULUM.replace("rm_epoch_second 2", "rm_epoch_second 9")
+    with pytest.warns(UserWarning, match="trained for 4 epochs and never come to .* rm_epoch_sec"):
+        run(tmp_path / "late", f"{BUFFER} {index} {late}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(tmp_path / "all", f"{BUFFER} {index} {CURRICULUM}")
+        run(tmp_path / "ratio", f"{BUFFER} {index} --ratio 0.5")
+
+
 def test_fixed_pruning_is_stored_as_such(tmp_path, index):
     store = run(tmp_path, f"{BUFFER} {index} --ratio 0.5 --remove_strategy easy")
     made = store.meta(0)["recipe"]
@@ -157,6 +168,25 @@ def test_a_distillation_trains_the_experts_of_its_method(tmp_path, index):
     made = TrajectoryStore(tmp_path / "digits" / "ConvNetD1W8").meta(1)["recipe"]
     assert (made["rho"], made["alpha"], made["ratio"]) == (0.01, 0.3, 0.5)
     assert made["batch_train"] == 256  # whatever the evaluation's is
+
+
+def test_a_distillation_takes_experts_that_reach_what_it_reads(tmp_path, capsys):
+    run(tmp_path, f"{TINY} --num_experts 1 --train_epochs 2")
+    flags = (
+        f"{TINY} --max_start_epoch 2 --expert_epochs 1 --syn_steps 2 --Iteration 0 --num_eval 1 "
+        f"--epoch_eval_train 1 --lr_img 1 --save_path {tmp_path} --buffer_path {tmp_path} "
+        "--expert_batch 64 --train_epochs 4"
+    )
+    labels = "--pix_init samples_predicted_correctly --Label_Model_Timestamp"
+    for asked in ("3", "-4"):
+        said = failing(capsys, f"{flags} {labels} {asked}", distill.main)
+        assert "was trained for 2 epochs, wanted at least 3" in said
+    distill.main(f"{flags} --run_name one".split())
+    store = TrajectoryStore(tmp_path / "digits" / "ConvNetD1W8")
+    assert [store.length(expert) for expert in (0, 1)] == [3, 5]
+    capsys.readouterr()
+    distill.main(f"{flags} --run_name two".split())
+    assert "all 2 experts are there, the first of 2 epochs by" in capsys.readouterr().err
 
 
 def test_a_distillations_own_experts_are_those_buffer_trains(tmp_path):

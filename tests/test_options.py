@@ -36,8 +36,8 @@ def refusal(flags: str) -> str:
         ),
         ("--Label_Model_Timestamp 3", "Label_Model_Timestamp is 3, but with pix_init real no snap"),
         (
-            "--method datm --Label_Model_Timestamp 27",
-            "Label_Model_Timestamp is 27, but experts have snapshots 0 to 26; -1 is the last",
+            "--method datm --Label_Model_Timestamp 101",
+            "Label_Model_Timestamp is 101, but experts have snapshots 0 to 100; -1 is the last",
         ),
         ("--loss_ratio 0.5", "loss_ratio is 0.5, but keep is all weights; set keep to loss"),
         ("--depth_ratio 0.5", "depth_ratio is 0.5, but keep is all weights; set keep to depth"),

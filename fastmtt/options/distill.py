@@ -25,7 +25,8 @@ class DistillConfig(ExpertConfig):
         expert_lr: Learning rate of the experts this command trains itself.
         batch_train: Distilled images in a training batch of an evaluation [MTT].
         expert_batch: Real images in a training batch of the experts this command trains itself.
-        train_epochs: Epochs of each expert (null, as many as matching reads) [MTT's buffer].
+        train_epochs: Epochs of each expert this command trains itself (null, as many as matching
+            reads) [MTT's buffer].
         batch_syn: Distilled images in a student's batch (null, all) [MTT].
         pix_init: Images start as real ones, as noise [MTT], or as real ones that experts predict
             correctly [DATM].
@@ -135,9 +136,20 @@ class DistillConfig(ExpertConfig):
     published: float | None = None
 
     @property
+    def last_epoch(self) -> int:
+        """The last epoch that a segment may end at."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
+    @property
     def expert_length(self) -> int:
-        """Epochs the experts are trained for: `train_epochs`, or as many as matching reads."""
-        return self.train_epochs or self.max_start_epoch - 1 + self.expert_epochs
+        """Epochs that missing experts are trained for."""
+        return self.train_epochs or self.last_epoch
+
+    @property
+    def epochs_read(self) -> int:
+        """Epochs that experts must have: up to a segment's end, and to the snapshot that labels."""
+        asked = self.Label_Model_Timestamp
+        return max(self.last_epoch, asked if asked >= 0 else -asked - 1)
 
     def start_epochs(self, iteration: int) -> tuple[int, int]:
         """The range [low, high) of an iteration's start epochs.
@@ -174,12 +186,11 @@ class DistillConfig(ExpertConfig):
                 f"max_experts is {self.max_experts} and num_experts {self.num_experts}, wanted at "
                 "most as many; raise num_experts"
             )
-        last = self.max_start_epoch - 1 + self.expert_epochs
-        if last > self.expert_length:
+        if self.last_epoch > self.expert_length:
             return (
-                f"segments end at epoch {last} (max_start_epoch - 1 + expert_epochs) and experts "
-                f"at train_epochs {self.train_epochs}, wanted experts at least as long; lower "
-                "max_start_epoch or raise train_epochs"
+                f"segments end at epoch {self.last_epoch} (max_start_epoch - 1 + expert_epochs) "
+                f"and experts at train_epochs {self.train_epochs}, wanted experts at least as "
+                "long; lower max_start_epoch or raise train_epochs"
             )
         if not -self.expert_length - 2 < self.Label_Model_Timestamp <= self.expert_length:
             return (
