@@ -39,8 +39,14 @@ def refusal(flags: str) -> str:
             "--method datm --Label_Model_Timestamp 101",
             "Label_Model_Timestamp is 101, but experts have snapshots 0 to 100; -1 is the last",
         ),
-        ("--loss_ratio 0.5", "loss_ratio is 0.5, but keep is all weights; set keep to loss"),
-        ("--depth_ratio 0.5", "depth_ratio is 0.5, but keep is all weights; set keep to depth"),
+        ("--loss_ratio 0.5", "loss_ratio is 0.5, but keep is all, which leaves no weight out"),
+        ("--depth_ratio 0.5", "depth_ratio is 0.5, but keep is all, which leaves no weight"),
+        (
+            "--keep depth --loss_ratio 0.5",
+            "loss_ratio is 0.5, but keep is depth and depth_ratio 0, which leaves no weight out; "
+            "set keep to loss, or loss_ratio to 0",
+        ),
+        ("--method pad --depth_ratio 0.5", "depth_ratio is 0.5, but keep is loss and loss_ratio 0"),
         ("--legacy_scale", "legacy_scale halves the tesla gradient, but gradient is exact"),
         ("--method tesla --gradient exact", "legacy_scale halves the tesla gradient, but"),
         ("--ema_eval released", "ema_eval is released, but no ema_decay averages the images"),

@@ -231,11 +231,13 @@ class DistillConfig(ExpertConfig):
         return ""
 
     def _matching_at_odds(self) -> str:
-        for ratio, keep in ((self.loss_ratio, "loss"), (self.depth_ratio, "depth")):
-            if ratio and self.keep == "all":
+        ratios = {"loss": self.loss_ratio, "depth": self.depth_ratio}
+        for name, ratio in ratios.items():
+            if ratio and not ratios.get(self.keep):
+                none = "" if self.keep == "all" else f" and {self.keep}_ratio 0"
                 return (
-                    f"{keep}_ratio is {ratio}, but keep is all weights; set keep to {keep}, or "
-                    f"{keep}_ratio to 0"
+                    f"{name}_ratio is {ratio}, but keep is {self.keep}{none}, which leaves no "
+                    f"weight out; set keep to {name}, or {name}_ratio to 0"
                 )
         if self.legacy_scale and self.gradient != "tesla":
             return (
