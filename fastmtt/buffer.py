@@ -61,7 +61,7 @@ def _schedule(config: BufferConfig | DistillConfig, dataset: DataSet) -> Schedul
         return Pruning(order, config.ratio, config.remove_strategy)
     curriculum = Curriculum(order, **{key: getattr(config, key) for key in CURRICULUM.split()})
     if beyond := curriculum.beyond(config.expert_length):
-        keys = " and ".join(f"{key} {getattr(config, key)}" for key in beyond)
+        keys = ", ".join(f"{key} {getattr(config, key)}" for key in beyond)
         warnings.warn(
             f"experts are trained for {config.expert_length} epochs and never come to the "
             f"curriculum's {keys}; raise train_epochs where they should",

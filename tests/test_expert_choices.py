@@ -114,7 +114,7 @@ def test_experts_of_another_recipe_are_not_mixed(tmp_path, index, capsys):
     flags = f"{BUFFER} --buffer_path {tmp_path} --num_experts 3"
     assert "recipe.rho is 0.01, wanted" not in (said := failing(capsys, f"{flags} --rho_max 0.01"))
     assert "recipe.rho is absent, wanted 0.01" in said
-    assert "recipe.order is absent" in failing(capsys, f"{flags} {index}")
+    assert "recipe.order is absent" in failing(capsys, f"{flags} {index} {CURRICULUM}")
 
 
 def test_the_order_counts_and_not_its_name(tmp_path, index, labels, capsys):
@@ -123,6 +123,10 @@ def test_the_order_counts_and_not_its_name(tmp_path, index, labels, capsys):
     lost.unlink()
     moved = (tmp_path / "indices" / "last.pt").rename(tmp_path / "elsewhere.pt")
     run(tmp_path / "experts", f"{BUFFER} --sort_method {moved} {CURRICULUM}")
+    assert lost.read_bytes() == bits
+    lost.unlink()
+    named = f"--sort_method elsewhere.pt --indices_path {tmp_path}"
+    run(tmp_path / "experts", f"{BUFFER} {named} {CURRICULUM}")
     assert lost.read_bytes() == bits
     write_order(moved, [(labels == label).nonzero().flatten() for label in range(10)])
     flags = f"{BUFFER} --sort_method {moved} {CURRICULUM} --buffer_path {tmp_path}/experts"

@@ -73,7 +73,7 @@ READERS = {
     "scores": (f"{SCORES} --resume", "indices/digits_GraNd.safetensors"),
     "order": (
         f"buffer {NETWORK} --num_experts 1 --train_epochs 1 --buffer_path new "
-        "--sort_method digits_GraNd --indices_path indices --init_ratio 0.5",
+        "--sort_method digits_GraNd --indices_path indices --ratio 0.5",
         "indices/digits_GraNd.pt",
     ),
     "archive": (f"buffer --dataset CIFAR10 --data_path cifar.npz {TRAIN}", "cifar.npz"),

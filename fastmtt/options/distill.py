@@ -146,10 +146,16 @@ class DistillConfig(ExpertConfig):
         return self.train_epochs or self.last_epoch
 
     @property
+    def epochs_labelled(self) -> int:
+        """Epochs that those experts must have that start images and labels."""
+        asked = self.Label_Model_Timestamp
+        return asked if asked >= 0 else -asked - 1
+
+    @property
     def epochs_read(self) -> int:
         """Epochs that experts must have: up to a segment's end, and to the snapshot that labels."""
-        asked = self.Label_Model_Timestamp
-        return max(self.last_epoch, asked if asked >= 0 else -asked - 1)
+        another = self.Initialize_Label_With_Another_Model
+        return max(self.last_epoch, 0 if another else self.epochs_labelled)
 
     def start_epochs(self, iteration: int) -> tuple[int, int]:
         """The range [low, high) of an iteration's start epochs.
@@ -192,7 +198,7 @@ class DistillConfig(ExpertConfig):
                 f"and experts at train_epochs {self.train_epochs}, wanted experts at least as "
                 "long; lower max_start_epoch or raise train_epochs"
             )
-        if not -self.expert_length - 2 < self.Label_Model_Timestamp <= self.expert_length:
+        if self.epochs_read > self.expert_length:
             return (
                 f"Label_Model_Timestamp is {self.Label_Model_Timestamp}, but experts have "
                 f"snapshots 0 to {self.expert_length}; -1 is the last"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from fastmtt.errors import FastmttError
 from fastmtt.options.base import DATA, MACHINE, NETWORK, BaseConfig
 
 Score = Literal["grand", "el2n", "forgetting", "uncertainty"]
@@ -43,6 +44,14 @@ class ScoresConfig(BaseConfig):
     mom: float = 0.9
     l2: float = 5e-4
     indices_path: str = "data_indices"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.uncertainty != "entropy" and self.score != "uncertainty":
+            raise FastmttError(
+                f"uncertainty is {self.uncertainty}, but score is {self.score}; set score to "
+                "uncertainty, or leave it out"
+            )
 
     @property
     def epochs(self) -> int:
