@@ -150,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
         _run(config, dataset, {"data": time.perf_counter() - begin})
     folder = f"{config.save_path}/{config.dataset}/{config.ipc}/{config.model}/{config.run_name}"
     say(f"the distilled set is in {folder}; evaluate it: python -m fastmtt.evaluate {folder}")
+    if config.ema_decay is not None:
+        say(f"the average of its images: {folder}/distilled_ema_best.safetensors")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def records(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_something_finite(tmp_path, method):
+def test_every_method_learns_something_finite(tmp_path, method, capsys):
     more = {"tesla": "--labels teacher", "pad": "--loss_ratio 0.3"}.get(method, "")
     run = distilled(tmp_path, method, more)
     last, _ = load_synthetic(run / "distilled_last.safetensors")
@@ -56,6 +56,8 @@ def test_every_method_learns_something_finite(tmp_path, method):
     assert last.labels.isfinite().all()
     summary = json.loads((run / "summary.json").read_text())
     assert ("accuracy_ema_best" in summary) == (method == "ftd")
+    average = f"the average of its images: {run / 'distilled_ema_best.safetensors'}\n"
+    assert (average in capsys.readouterr().err) == (method == "ftd")
     if method == "ftd":
         average, _ = load_synthetic(run / "distilled_ema_last.safetensors")
         assert not torch.equal(average.images, last.images) and torch.equal(average.lr, last.lr)

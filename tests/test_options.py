@@ -30,6 +30,10 @@ def refusal(flags: str) -> str:
             "Initialize_Label_With_Another_Model is true, but Initialize_Label_Model names no",
         ),
         (
+            "--method datm --Initialize_Label_Model VGG11",
+            "Initialize_Label_Model is VGG11, but Initialize_Label_With_Another_Model is false",
+        ),
+        (
             "--Initialize_Label_With_Another_Model --Initialize_Label_Model VGG11",
             "Initialize_Label_With_Another_Model is true, but experts give neither labels (hard) "
             "nor images (pix_init real)",

@@ -222,6 +222,12 @@ class DistillConfig(ExpertConfig):
                 "Initialize_Label_With_Another_Model is true, but Initialize_Label_Model names no "
                 "network; name one or set the first to false"
             )
+        if self.Initialize_Label_Model and not self.Initialize_Label_With_Another_Model:
+            return (
+                f"Initialize_Label_Model is {self.Initialize_Label_Model}, but "
+                "Initialize_Label_With_Another_Model is false; set it to true, or leave the first "
+                "out"
+            )
         picks = self.pix_init == "samples_predicted_correctly"
         if self.Initialize_Label_With_Another_Model and self.labels != "soft" and not picks:
             return (
