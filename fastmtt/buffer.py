@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from fastmtt.augment import DSA
 from fastmtt.command import command
@@ -20,14 +21,10 @@ from fastmtt.experts.store import TrajectoryStore, store_path
 from fastmtt.experts.trainer import description, identity, train_experts, versions
 from fastmtt.files import sole_user
 from fastmtt.ops import backends
-from fastmtt.options import BufferConfig, DistillConfig, ExpertConfig
+from fastmtt.options import BufferConfig, DistillConfig
+from fastmtt.options.base import CURRICULUM
 from fastmtt.progress import say
 from fastmtt.training import Recipe, Schedule, Sharpness, students_at_once
-
-
-def expert_length(config: BufferConfig | DistillConfig) -> int:
-    """For how many epochs the configuration wants experts trained."""
-    return config.expert_length if isinstance(config, DistillConfig) else config.train_epochs
 
 
 def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Recipe:
@@ -36,15 +33,17 @@ def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Rec
     MTT: constant lr, plain SGD, DSA. FTD: GSAM. PAD: GSAM by a curriculum.
 
     Raises:
-        FastmttError: the difficulty order is missing or of other images, or two choices of images
-            contradict each other.
+        FastmttError: the difficulty order is missing or of other images.
     """
     # Without a radius GSAM is SGD at twice the cost.
     radius = config.rho_max
     gsam = Sharpness(radius, config.alpha, config.adaptive) if radius else None
     augment = DSA(config.dsa_strategy) if config.dsa else None
-    lr = config.expert_lr if isinstance(config, DistillConfig) else config.lr_teacher
-    recipe = Recipe(expert_length(config), config.batch_train, lr, augment=augment)
+    if isinstance(config, DistillConfig):  # its lr_teacher and batch_train are the student's
+        lr, batch = config.expert_lr, config.expert_batch
+    else:
+        lr, batch = config.lr_teacher, config.batch_train
+    recipe = Recipe(config.expert_length, batch, lr, augment=augment)
     recipe = replace(recipe, sharpness=gsam, schedule=_schedule(config, dataset))
     if isinstance(config, DistillConfig):
         return recipe
@@ -52,33 +51,31 @@ def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Rec
     return replace(recipe, momentum=config.mom, weight_decay=config.l2, decay_after=decay_after)
 
 
-def _schedule(config: ExpertConfig, dataset: DataSet) -> Schedule | None:
+def _schedule(config: BufferConfig | DistillConfig, dataset: DataSet) -> Schedule | None:
     """PAD's curriculum or fixed pruning, where an order of the images is named."""
     if config.sort_method is None:
         return None
-    keys = [field.name for field in fields(Curriculum) if field.name != "order"]
-    if config.ratio:
-        usual = {field.name: field.default for field in fields(config)}
-        both = [key for key in keys if getattr(config, key) != usual[key]]
-        if both:
-            raise FastmttError(
-                f"ratio is {config.ratio}, which leaves images out from the beginning, and "
-                f"{both[0]} is {getattr(config, both[0])}, which is a curriculum's; set ratio to 0 "
-                f"or leave {' and '.join(both)} out"
-            )
     classes = len(dataset.classes)
     order = read_order(config.sort_method, config.indices_path, dataset.train_labels, classes)
     if config.ratio:
         return Pruning(order, config.ratio, config.remove_strategy)
-    return Curriculum(order, **{key: getattr(config, key) for key in keys})
+    curriculum = Curriculum(order, **{key: getattr(config, key) for key in CURRICULUM.split()})
+    if beyond := curriculum.beyond(config.expert_length):
+        keys = ", ".join(f"{key} {getattr(config, key)}" for key in beyond)
+        warnings.warn(
+            f"experts are trained for {config.expert_length} epochs and never come to the "
+            f"curriculum's {keys}; raise train_epochs where they should",
+            stacklevel=2,
+        )
+    return curriculum
 
 
 def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet) -> Experts:
     """Train the experts a store still misses; the store it returns holds them all.
 
-    Experts that are there must be of this network, data set and space, long enough, and of this
-    recipe; a distillation that finds all of them there takes them whatever their recipe. Published
-    programs' replay buffers are read where they lie, and not added to.
+    Experts that are there must be of this network, data set and space, of all the epochs that are
+    read, and of this recipe; a distillation that finds all of them there takes them whatever their
+    recipe. Published programs' replay buffers are read where they lie, and not added to.
 
     Raises:
         FastmttError: experts that do not fit, a recipe that cannot be followed, or a folder that
@@ -88,16 +85,19 @@ def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet) -> Expert
     kind = identity(dataset, config.model)
     there = open_experts(root, kind)
     takes_any = isinstance(config, DistillConfig) or isinstance(there, PublishedBuffer)
-    if takes_any and not there.missing(config.num_experts, expert_length(config)):
-        made_by = there.meta(0)["recipe"]
-        say(f"{root}: all {config.num_experts} experts are there, the first by {made_by}")
+    if takes_any and not there.missing(config.num_experts, config.epochs_read):
+        epochs, made_by = there.length(0) - 1, there.meta(0)["recipe"]
+        say(
+            f"{root}: all {config.num_experts} experts are there, the first of {epochs} epochs by "
+            f"{made_by}"
+        )
         return there
     recipe = expert_recipe(config, dataset)
     made_by = description(recipe, config.dsa_strategy, config.seed, config.held_out)
     store = TrajectoryStore(root, {**kind, "recipe": made_by})
     at_once = config.experts_at_once if isinstance(config, BufferConfig) else None
     with _held(store):
-        missing = _missing(store, config, recipe)
+        missing = _missing(store, config)
         say(
             f"{root}: {config.num_experts - len(missing)} of {config.num_experts} experts are "
             f"there; {len(missing)} to train for {recipe.epochs} epochs"
@@ -136,18 +136,16 @@ def _held(store: TrajectoryStore) -> Iterator[None]:
         yield
 
 
-def _missing(
-    store: TrajectoryStore, config: BufferConfig | DistillConfig, recipe: Recipe
-) -> list[int]:
+def _missing(store: TrajectoryStore, config: BufferConfig | DistillConfig) -> list[int]:
     """What is missing, in a sentence of the command's own where experts do not fit."""
     try:
-        return store.missing(config.num_experts, recipe.epochs)
+        return store.missing(config.num_experts, config.epochs_read)
     except FastmttError as error:
         if isinstance(config, BufferConfig):
             raise
         raise FastmttError(
             f"{error}; or set num_experts to the {len(store.indices())} experts there, or "
-            "expert_lr, seed, batch_train, rho_max and sort_method to theirs"
+            "expert_lr, expert_batch, seed, rho_max and sort_method to theirs"
         ) from None
 
 

@@ -75,8 +75,8 @@ def _sentence(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if _is_want_of_memory(error):
         return (
-            f"out of memory{_amount(str(error))}; lower batch_syn, segments, memory, batch_train "
-            f"or experts_at_once, or end what else uses memory{_GOES_ON}"
+            f"out of memory{_amount(str(error))}; lower batch_syn, segments, memory, batch_train, "
+            f"expert_batch or experts_at_once, or end what else uses memory{_GOES_ON}"
         )
     return None
 

@@ -35,7 +35,7 @@ from fastmtt.options import (
 )
 from fastmtt.published_config import flag_value, is_all_of_imagenet, method_of, settle
 
-_COMMANDS: dict[str, type[Any]] = {
+COMMANDS: dict[str, type[Any]] = {
     "buffer": BufferConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
@@ -77,7 +77,7 @@ def parse(
             configuration, or it asks for a choice this version does not have.
         SystemExit: After `--help` and `--print_config`.
     """
-    kind = _COMMANDS[command]
+    kind = COMMANDS[command]
     types_of = get_type_hints(kind)
     files, flags, rest = _split(list(sys.argv[1:] if argv is None else argv), types_of)
     parser = _parser(command, kind)
@@ -205,7 +205,7 @@ def _check_key(entry: Entry, command: str, known: Iterable[str]) -> None:
     if name in known:
         return
     near = difflib.get_close_matches(name, known, 1, 0.5)
-    others = [other for other, kind in _COMMANDS.items() if name in get_type_hints(kind)]
+    others = [other for other, kind in COMMANDS.items() if name in get_type_hints(kind)]
     if others:
         hint = f"; it is a key of fastmtt.{' and '.join(others)}"
     elif near:

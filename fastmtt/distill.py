@@ -23,14 +23,14 @@ from fastmtt.methods import METHODS
 from fastmtt.ops import backends
 from fastmtt.options import DistillConfig
 from fastmtt.progress import say
-from fastmtt.run import RunFolder, open_run, settle
+from fastmtt.run import RunFolder, open_run, read_metrics, settle
 from fastmtt.student import make_student
 from fastmtt.student.zoo import make_network
 
 
 def experts_used(config: DistillConfig, store: Experts) -> dict[str, Any]:
     """What ``experts.json`` says of the experts a run matches."""
-    used = store.indices()[: config.max_experts or config.num_experts]
+    used = _asked(config, store)
     metas = [store.meta(expert) for expert in used]
     accuracies = [meta["test_accuracy"] for meta in metas if "test_accuracy" in meta]
     kept_out = min(_held_out(meta) for meta in metas)
@@ -53,6 +53,8 @@ def _held_out(meta: dict[str, Any]) -> int:
 def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> None:
     """Everything behind the data: experts, distillation, summary."""
     distillation = Distillation(config, dataset)  # finds mistakes before hours of training
+    if config.Initialize_Label_With_Another_Model and not config.resume:
+        _other_experts(config, dataset)
     begin = time.perf_counter()
     store = fill_store(config, dataset)
     seconds["experts"] = time.perf_counter() - begin
@@ -66,6 +68,12 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
         with closing(logger):
             run.logger = logger
             distillation.distil(store, run)
+        left_out = sum("left_out" in record for record in read_metrics(run.path))
+        if left_out:
+            run.log(
+                f"{left_out} of {distillation.iteration} iterations changed nothing: their loss "
+                f"was above threshold {config.threshold} or no number"
+            )
         summary = distillation.summary()
         run.save_json("summary.json", {**summary, "seconds": {**seconds, **summary["seconds"]}})
         if config.published is not None:
@@ -94,19 +102,40 @@ def _begin_or_go_on(
 def _labeller(config: DistillConfig, dataset: DataSet, store: Experts) -> Labeller:
     """The experts that start images and labels are made with, perhaps another network's."""
     model = config.model
-    if config.Initialize_Label_With_Another_Model and config.Initialize_Label_Model:
-        model = config.Initialize_Label_Model
-        root = store_path(config.buffer_path, dataset.name, model, config.zca)
-        store = open_experts(root, identity(dataset, model))
-        if not store.indices():
-            raise FastmttError(
-                f"{root} holds no experts of Initialize_Label_Model {model}; train them with "
-                "fastmtt.buffer, or set Initialize_Label_With_Another_Model to false"
-            )
+    if config.Initialize_Label_With_Another_Model:
+        model, store = str(config.Initialize_Label_Model), _other_experts(config, dataset)
     network = make_network(model, image_shape=dataset.image_shape, classes=len(dataset.classes))
-    experts = store.indices()[: config.max_experts or config.num_experts]
     student = make_student(network, dataset.image_shape)
-    return Labeller(student, store, experts, config.Label_Model_Timestamp)
+    return Labeller(student, store, _asked(config, store), config.Label_Model_Timestamp)
+
+
+def _other_experts(config: DistillConfig, dataset: DataSet) -> Experts:
+    """The experts of Initialize_Label_Model.
+
+    Raises:
+        FastmttError: there are none, or they lack the snapshot that is asked.
+    """
+    model = str(config.Initialize_Label_Model)
+    root = store_path(config.buffer_path, dataset.name, model, config.zca)
+    store = open_experts(root, identity(dataset, model))
+    experts = _asked(config, store)
+    if not experts:
+        raise FastmttError(
+            f"{root} holds no experts of Initialize_Label_Model {model}; train them with "
+            "fastmtt.buffer, or set Initialize_Label_With_Another_Model to false"
+        )
+    for expert in experts:
+        if (last := store.length(expert) - 1) < config.epochs_labelled:
+            raise FastmttError(
+                f"{store.path(expert)} has snapshots 0 to {last}, but Label_Model_Timestamp is "
+                f"{config.Label_Model_Timestamp}; -1 is the last"
+            )
+    return store
+
+
+def _asked(config: DistillConfig, store: Experts) -> list[int]:
+    """The numbers of the experts that a run uses."""
+    return store.indices()[: config.max_experts or config.num_experts]
 
 
 @command
@@ -121,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
         _run(config, dataset, {"data": time.perf_counter() - begin})
     folder = f"{config.save_path}/{config.dataset}/{config.ipc}/{config.model}/{config.run_name}"
     say(f"the distilled set is in {folder}; evaluate it: python -m fastmtt.evaluate {folder}")
+    if config.ema_decay is not None:
+        say(f"the average of its images: {folder}/distilled_ema_best.safetensors")
 
 
 if __name__ == "__main__":

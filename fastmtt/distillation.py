@@ -338,9 +338,11 @@ def _gradient(config: DistillConfig) -> Gradient:
 
 
 def _keep(config: DistillConfig, size: int) -> Keep | None:
-    if config.keep == "loss":
+    if config.keep == "loss" and config.loss_ratio:
         return but_smallest(config.loss_ratio)
-    return but_first(config.depth_ratio, size) if config.keep == "depth" else None
+    if config.keep == "depth" and config.depth_ratio:
+        return but_first(config.depth_ratio, size)
+    return None
 
 
 def _set_momentum(optimiser: torch.optim.Optimizer, momentum: Tensor) -> None:

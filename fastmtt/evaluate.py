@@ -114,13 +114,15 @@ def find_subject(asked: EvaluateConfig) -> Subject:
             )
     given = Path(str(asked.run))
     folder = given if given.is_dir() else given.parent
-    file = folder / f"distilled_{asked.which}.safetensors" if given.is_dir() else given
-    if not file.is_file() or not (folder / "config.yaml").is_file():
+    wanted = f"distilled_{asked.which}.safetensors"
+    file = folder / wanted if given.is_dir() else given
+    is_set = file.is_file() and file.suffix == ".safetensors"
+    if not is_set or not (folder / "config.yaml").is_file():
         there = sorted(path.name for path in folder.glob("distilled_*.safetensors"))
         raise FastmttError(
             f"{given} is no run: wanted a folder that fastmtt.distill wrote (config.yaml and "
-            f"{file.name} in it; there is {', '.join(there) or 'no set'}) or one of its "
-            "distilled_*.safetensors"
+            f"{wanted} in it; there is {', '.join(there) or 'no set'}) or one of its "
+            "distilled_*.safetensors; a published program's images go by --data_dir"
         )
     made_with = parse("distill", ["--cfg", str(folder / "config.yaml")])
     name = f"distilled set ({file.stem.removeprefix('distilled_')})"
@@ -208,7 +210,9 @@ def _tell(subject: Subject, config: BaseConfig, dataset: DataSet, rows: list[Row
     )
     if subject.published is not None:
         print(f"published for this setting: {subject.published} %")
-    picture = subject.file.with_name(f"images_{subject.file.stem.removeprefix('distilled_')}.png")
+    name = subject.file.stem.removeprefix("distilled_")
+    line = "ema_" if name.startswith("ema_") else ""
+    picture = subject.file.with_name(f"{line}images_{name.removeprefix(line)}.png")
     if subject.ours and picture.is_file():
         print(f"what was distilled: {picture}")
 

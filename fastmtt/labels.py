@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from fastmtt.data import DataSet
 from fastmtt.errors import FastmttError
 from fastmtt.experts.published import Experts
 from fastmtt.student import Student
+from fastmtt.synthetic import class_rows
 
 _BATCH = 256
 
@@ -66,10 +66,8 @@ def correct_rows(dataset: DataSet, ipc: int, choices: Choices, labeller: Labelle
     Raises:
         FastmttError: all experts together get too few images of a class right.
     """
-    labels = dataset.train_labels.cpu().numpy()
     picked = []
-    for label, name in enumerate(dataset.classes):
-        rows = np.flatnonzero(labels == label)
+    for label, rows in enumerate(class_rows(dataset, ipc)):
         order = torch.from_numpy(choices.pick(label, rows, len(rows)))
         found: dict[int, None] = {}
         for expert in labeller.experts:
@@ -81,8 +79,9 @@ def correct_rows(dataset: DataSet, ipc: int, choices: Choices, labeller: Labelle
                 break
         if len(found) < ipc:
             raise FastmttError(
-                f"the {len(labeller.experts)} experts get {len(found)} images of class {name!r} "
-                f"right, wanted ipc {ipc}; train them longer, lower ipc or set pix_init to real"
+                f"the {len(labeller.experts)} experts get {len(found)} images of class "
+                f"{dataset.classes[label]!r} right, wanted ipc {ipc}; train them longer, lower ipc "
+                "or set pix_init to real"
             )
         picked += list(found)
     return torch.tensor(picked)

@@ -27,6 +27,7 @@ class Method:
 _GSAM = {"rho_max": 0.01, "alpha": 0.3}
 _DATM = {
     **_GSAM,
+    "train_epochs": 100,
     "zca": True,
     "syn_steps": 80,
     "expert_epochs": 2,

@@ -63,6 +63,9 @@ def network_scores(config: ScoresConfig, dataset: DataSet, members: Sequence[int
 
     Returns:
         Scores [S,n] on the CPU, float32, the larger the harder.
+
+    Raises:
+        FastmttError: a network diverged.
     """
     make = partial(
         make_network, config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
@@ -77,6 +80,11 @@ def network_scores(config: ScoresConfig, dataset: DataSet, members: Sequence[int
     theta = _trained(
         config, dataset, student, make, members, look if config.score == "forgetting" else None
     )
+    if not bool(theta.isfinite().all()):
+        raise FastmttError(
+            f"of the networks {_span(members)} one diverged: its weights are not finite; lower "
+            "lr_teacher"
+        )
     if config.score == "forgetting":
         return forgetting.scores.float()
     score: dict[str, _Score] = {

@@ -95,23 +95,31 @@ def unsound(images: Tensor, labels: Tensor, lr: Tensor) -> str:
     )
 
 
+def class_rows(dataset: DataSet, ipc: int) -> list[np.ndarray]:
+    """Rows of each class's training images, int64.
+
+    Raises:
+        FastmttError: a class has fewer than ``ipc``.
+    """
+    labels = dataset.train_labels.cpu().numpy()
+    found = [np.flatnonzero(labels == label) for label in range(len(dataset.classes))]
+    for name, rows in zip(dataset.classes, found, strict=True):
+        if len(rows) < ipc:
+            raise FastmttError(
+                f"ipc is {ipc}, but class {name!r} of {dataset.name} has {len(rows)} training "
+                "images; lower ipc"
+            )
+    return found
+
+
 def real_rows(dataset: DataSet, ipc: int, choices: Choices) -> Tensor:
     """Rows of ``ipc`` training images of each class, class by class, int64 [K*ipc].
 
     Raises:
         FastmttError: a class has fewer images.
     """
-    labels = dataset.train_labels.cpu().numpy()
-    picked = []
-    for label, name in enumerate(dataset.classes):
-        rows = np.flatnonzero(labels == label)
-        if len(rows) < ipc:
-            raise FastmttError(
-                f"ipc is {ipc}, but class {name!r} of {dataset.name} has {len(rows)} training "
-                "images; lower ipc"
-            )
-        picked.append(choices.pick(label, rows, ipc))
-    return torch.from_numpy(np.concatenate(picked))
+    found = enumerate(class_rows(dataset, ipc))
+    return torch.from_numpy(np.concatenate([choices.pick(*one, ipc) for one in found]))
 
 
 def start(dataset: DataSet, ipc: int, pix_init: str, lr: float, choices: Choices) -> Synthetic:
@@ -120,14 +128,20 @@ def start(dataset: DataSet, ipc: int, pix_init: str, lr: float, choices: Choices
     Args:
         dataset: the real data.
         ipc: images a class.
-        pix_init: "real" for random training images; otherwise N(0,1).
+        pix_init: "real" for random training images; otherwise N(0,1), which
+            "samples_predicted_correctly" has experts replace.
         lr: the initial learning rate.
         choices: where randomness comes from.
+
+    Raises:
+        FastmttError: a class has too few images to start from.
     """
     count = len(dataset.classes) * ipc
     # drawn in either case: the published programs draw it before they look at pix_init
     images = choices.noise(count, *dataset.image_shape)
-    if pix_init == "real":  # with samples_predicted_correctly they come with the experts
+    if pix_init == "samples_predicted_correctly":
+        class_rows(dataset, ipc)  # the images come with the experts
+    elif pix_init == "real":
         images = dataset.train_images[real_rows(dataset, ipc, choices)].clone()
     labels = torch.arange(len(dataset.classes)).repeat_interleave(ipc)
     device, dtype = dataset.train_images.device, dataset.train_images.dtype

@@ -243,7 +243,7 @@ def test_commands_start_from_the_shell(tmp_path):
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("fastmtt: ") and "none.yaml" in done.stderr
-    for command in ("buffer", "distill", "evaluate"):
+    for command in ("buffer", "distill", "evaluate", "scores"):
         done = subprocess.run(
             [sys.executable, "-m", f"fastmtt.{command}", "--help"], capture_output=True, text=True
         )

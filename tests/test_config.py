@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
-from fastmtt.config import parse, to_yaml
+from fastmtt.config import COMMANDS, parse, to_yaml
 from fastmtt.errors import FastmttError
-from fastmtt.options import BaseConfig, BufferConfig, DistillConfig, EvaluateConfig
+from fastmtt.options import (
+    BaseConfig,
+    BufferConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ScoresConfig,
+)
 
 # Most files here name no method, which is said; test_published_config.py asks how.
 pytestmark = pytest.mark.filterwarnings("ignore:.*names no method")
@@ -39,6 +45,7 @@ def test_defaults_are_the_fields() -> None:
     assert (config.syn_steps, config.expert_epochs, config.max_start_epoch) == (20, 3, 25)
     assert parse("buffer", []) == BufferConfig()
     assert parse("evaluate", ["runs/a"]) == EvaluateConfig(run="runs/a")
+    assert parse("scores", []) == ScoresConfig()
 
 
 def test_file_values_have_their_types(file: Path) -> None:
@@ -131,12 +138,13 @@ def test_names_are_kept_as_they_are_written(tmp_path: Path, written: str) -> Non
         DistillConfig(ipc=10, lr_lr=1e-7, gradient=5, run_name="größer", memory=10**10),
         DistillConfig(gradient="tesla", lr_img=1e12, seed=2**40, published=46.3, zca=True),
         BufferConfig(zca=True, device="cuda:0", backend="cpu"),
+        ScoresConfig(score="uncertainty", networks=3, train_epochs=2, zca=True),
     ],
 )
 def test_what_is_written_reads_back_equal(tmp_path: Path, config: Any) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
-    command: Any = "distill" if isinstance(config, DistillConfig) else "buffer"
+    command: Any = type(config).__name__.removesuffix("Config").lower()
     assert parse(command, ["--cfg", str(path)]) == config
 
 
@@ -276,7 +284,7 @@ def test_evaluation_wants_its_run() -> None:
 
 def test_evaluation_knows_all_shared_keys() -> None:
     shared = {field.name for field in dataclasses.fields(BaseConfig)}
-    own = {"buffer_path", "held_out"}  # a run's held-out images were chosen before it
+    own = {"held_out"}  # a run's held-out images were chosen before it
     assert shared - own == shared & {field.name for field in dataclasses.fields(EvaluateConfig)}
 
 
@@ -286,9 +294,7 @@ def test_evaluation_keeps_the_runs_held_out_images() -> None:
     assert "it is a key of fastmtt." in refusal("runs/a", "--held_out", "3", command="evaluate")
 
 
-@pytest.mark.parametrize(
-    "kind", [BufferConfig, DistillConfig, EvaluateConfig], ids=["buffer", "distill", "evaluate"]
-)
+@pytest.mark.parametrize("kind", COMMANDS.values(), ids=COMMANDS)
 def test_help_explains_every_key(
     kind: Any, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
@@ -303,7 +309,7 @@ def test_help_explains_every_key(
         assert len(behind.split("(")[0].split()) >= 2, field.name
 
 
-@pytest.mark.parametrize("kind", [BufferConfig, DistillConfig, EvaluateConfig])
+@pytest.mark.parametrize("kind", COMMANDS.values(), ids=COMMANDS)
 def test_help_groups_every_key_once(kind: Any) -> None:
     grouped = [name for names in kind.GROUPS.values() for name in names.split()]
     assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(kind))
@@ -319,7 +325,7 @@ def test_help_names_where_keys_come_from(capsys: pytest.CaptureFixture[str]) -> 
     assert "experts: --buffer_path" in text
 
 
-@pytest.mark.parametrize("command", ["buffer", "distill", "evaluate"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_what_print_config_prints_reads_back_silently(
     command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

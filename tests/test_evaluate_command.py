@@ -139,6 +139,16 @@ def test_which_set_of_a_run_is_evaluated(run, images, capsys):
     assert "distilled_held_out.safetensors" in said and "distilled_last.safetensors" in said
 
 
+@pytest.mark.parametrize("name", ["last", "ema_best"])
+def test_the_sets_own_picture_is_named(run, images, name, capsys):
+    for picture in ("images_best", "images_last", "ema_images_best"):
+        (run / f"{picture}.png").touch()
+    put(run, images, HARD, name)
+    evaluate.main([str(run / f"distilled_{name}.safetensors"), *SHORT.split()])
+    own = {"last": "images_last.png", "ema_best": "ema_images_best.png"}[name]
+    assert f"what was distilled: {run / own}\n" in capsys.readouterr().out
+
+
 def test_the_runs_held_out_images_are_scored_too(run, images, capsys):
     (without,) = evaluated(f"{run} {SHORT}", run)
     assert "held out" not in capsys.readouterr().out
@@ -154,6 +164,8 @@ def test_the_runs_held_out_images_are_scored_too(run, images, capsys):
     [
         ("{run} --lr_dir {run}/lr_best.pt", "goes with data_dir"),
         ("{run} --data_dir {run}/images_best.pt", "got both"),
+        ("{run}/config.yaml", "images go by --data_dir"),
+        ("{run}/gone", "config.yaml and distilled_best.safetensors in it"),
         ("--data_dir {run}/images_best.pt --lr 0.1 --dataset digits", "cannot be read"),
         ("{run} --lr 0", "lr"),
     ],

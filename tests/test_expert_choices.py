@@ -1,5 +1,6 @@
 """FTD's and PAD's experts by the commands: what is trained, stored, compared and refused."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_a_curriculum_decides_what_is_seen_and_how_many_steps_there_are(tmp_path
     assert str(tmp_path) not in str(recipe)
 
 
+def test_a_curriculum_beyond_the_training_is_said(tmp_path, index, capsys):
+    late = CURRICULUM.replace("rm_epoch_second 2", "rm_epoch_second 9")
+    with pytest.warns(UserWarning, match="trained for 4 epochs and never come to .* rm_epoch_sec"):
+        run(tmp_path / "late", f"{BUFFER} {index} {late}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(tmp_path / "all", f"{BUFFER} {index} {CURRICULUM}")
+        run(tmp_path / "ratio", f"{BUFFER} {index} --ratio 0.5")
+
+
 def test_fixed_pruning_is_stored_as_such(tmp_path, index):
     store = run(tmp_path, f"{BUFFER} {index} --ratio 0.5 --remove_strategy easy")
     made = store.meta(0)["recipe"]
@@ -103,7 +114,7 @@ def test_experts_of_another_recipe_are_not_mixed(tmp_path, index, capsys):
     flags = f"{BUFFER} --buffer_path {tmp_path} --num_experts 3"
     assert "recipe.rho is 0.01, wanted" not in (said := failing(capsys, f"{flags} --rho_max 0.01"))
     assert "recipe.rho is absent, wanted 0.01" in said
-    assert "recipe.order is absent" in failing(capsys, f"{flags} {index}")
+    assert "recipe.order is absent" in failing(capsys, f"{flags} {index} {CURRICULUM}")
 
 
 def test_the_order_counts_and_not_its_name(tmp_path, index, labels, capsys):
@@ -113,16 +124,20 @@ def test_the_order_counts_and_not_its_name(tmp_path, index, labels, capsys):
     moved = (tmp_path / "indices" / "last.pt").rename(tmp_path / "elsewhere.pt")
     run(tmp_path / "experts", f"{BUFFER} --sort_method {moved} {CURRICULUM}")
     assert lost.read_bytes() == bits
+    lost.unlink()
+    named = f"--sort_method elsewhere.pt --indices_path {tmp_path}"
+    run(tmp_path / "experts", f"{BUFFER} {named} {CURRICULUM}")
+    assert lost.read_bytes() == bits
     write_order(moved, [(labels == label).nonzero().flatten() for label in range(10)])
     flags = f"{BUFFER} --sort_method {moved} {CURRICULUM} --buffer_path {tmp_path}/experts"
     assert "recipe.order is" in failing(capsys, flags)
 
 
 def test_curriculum_and_fixed_pruning_at_once_are_refused(tmp_path, index, capsys):
+    run(tmp_path / "experts", BUFFER)  # refused though no expert is missing
     flags = f"{BUFFER} {index} --ratio 0.2 --buffer_path {tmp_path}/experts"
     said = failing(capsys, f"{flags} --init_ratio 0.5 --rm_epoch_first 2")
     assert "ratio is 0.2" in said and "leave init_ratio and rm_epoch_first out" in said
-    assert not (tmp_path / "experts").exists()
 
 
 def test_an_order_that_is_missing_or_of_other_images_is_refused(tmp_path, index, capsys):
@@ -156,3 +171,39 @@ def test_a_distillation_trains_the_experts_of_its_method(tmp_path, index):
     distill.main(flags.split())
     made = TrajectoryStore(tmp_path / "digits" / "ConvNetD1W8").meta(1)["recipe"]
     assert (made["rho"], made["alpha"], made["ratio"]) == (0.01, 0.3, 0.5)
+    assert made["batch_train"] == 256  # whatever the evaluation's is
+
+
+def test_a_distillation_takes_experts_that_reach_what_it_reads(tmp_path, capsys):
+    run(tmp_path, f"{TINY} --num_experts 1 --train_epochs 2")
+    flags = (
+        f"{TINY} --max_start_epoch 2 --expert_epochs 1 --syn_steps 2 --Iteration 0 --num_eval 1 "
+        f"--epoch_eval_train 1 --lr_img 1 --save_path {tmp_path} --buffer_path {tmp_path} "
+        "--expert_batch 64 --train_epochs 4"
+    )
+    labels = "--pix_init samples_predicted_correctly --Label_Model_Timestamp"
+    for asked in ("3", "-4"):
+        said = failing(capsys, f"{flags} {labels} {asked}", distill.main)
+        assert "was trained for 2 epochs, wanted at least 3" in said
+    distill.main(f"{flags} --run_name one".split())
+    store = TrajectoryStore(tmp_path / "digits" / "ConvNetD1W8")
+    assert [store.length(expert) for expert in (0, 1)] == [3, 5]
+    capsys.readouterr()
+    distill.main(f"{flags} --run_name two".split())
+    assert "all 2 experts are there, the first of 2 epochs by" in capsys.readouterr().err
+
+
+def test_a_distillations_own_experts_are_those_buffer_trains(tmp_path):
+    run(tmp_path / "buffer", f"{TINY} --train_epochs 1 --lr_teacher 0.02")
+    flags = (
+        f"{TINY} --max_start_epoch 1 --expert_epochs 1 --syn_steps 2 --Iteration 0 --num_eval 1 "
+        "--epoch_eval_train 1 --lr_img 1 --run_name one --lr_teacher 0.05 --batch_train 7 "
+        f"--expert_lr 0.02 --expert_batch 64 --save_path {tmp_path} "
+        f"--buffer_path {tmp_path}/distill"
+    )
+    distill.main(flags.split())
+    one, other = (
+        TrajectoryStore(tmp_path / folder / "digits/ConvNetD1W8")
+        for folder in ("buffer", "distill")
+    )
+    assert one.path(1).read_bytes() == other.path(1).read_bytes()

@@ -15,7 +15,7 @@ import torch
 from malformations import MARK, Case, cases
 from PIL import Image
 
-from fastmtt import buffer, distill, evaluate, report
+from fastmtt import buffer, distill, evaluate, report, scores
 from fastmtt.distillation import Distillation
 from fastmtt.experts.published import unflatten, write_published
 from fastmtt.experts.store import KIND as EXPERT
@@ -29,8 +29,15 @@ DISTILL = (
 )
 PUBLISHED = f"evaluate {NETWORK} --num_eval 1 --epoch_eval_train 1 --data_dir pt/images_best.pt"
 TRAIN = "--model ConvNetD1W8 --threads 1 --num_experts 1 --train_epochs 1 --buffer_path new"
+SCORES = f"scores {NETWORK} --networks 1 --score_epochs 0 --indices_path indices"
 
-COMMANDS = {"buffer": buffer, "distill": distill, "evaluate": evaluate, "report": report}
+COMMANDS = {
+    "buffer": buffer,
+    "distill": distill,
+    "evaluate": evaluate,
+    "scores": scores,
+    "report": report,
+}
 
 # What reads each kind of file: the command, and the file in it.
 READERS = {
@@ -62,6 +69,12 @@ READERS = {
     "published-lr": (
         f"{PUBLISHED} --label_dir pt/labels_best.pt --lr_dir pt/lr_best.pt",
         "pt/lr_best.pt",
+    ),
+    "scores": (f"{SCORES} --resume", "indices/digits_GraNd.safetensors"),
+    "order": (
+        f"buffer {NETWORK} --num_experts 1 --train_epochs 1 --buffer_path new "
+        "--sort_method digits_GraNd --indices_path indices --ratio 0.5",
+        "indices/digits_GraNd.pt",
     ),
     "archive": (f"buffer --dataset CIFAR10 --data_path cifar.npz {TRAIN}", "cifar.npz"),
     "png": (f"buffer --dataset folder --data_path tree {TRAIN}", "tree/train/b/1.png"),
@@ -113,6 +126,7 @@ HARMLESS = {
     *((reader, "missing") for reader in READERS if reader.startswith("report-")),
     *(("experts", "missing"), ("experts-again", "missing"), ("replay-buffer", "missing")),
     *(("checkpoint", "missing"), ("png", "missing"), ("jpeg", "missing")),
+    ("scores", "missing"),
     *(("png", "folder"), ("jpeg", "folder")),
     *(("report-metrics", "empty"), ("report-metrics", "cut short")),
     *(("config-of-a-run", "cut short"), ("report-config", "cut short"), ("config", "cut short")),
@@ -127,6 +141,7 @@ def whole(tmp_path_factory) -> Path:
         patch.chdir(folder)
         distill.main(f"{DISTILL} --buffer_path experts --run_name done".split()[1:])
         _kill_a_run(patch)
+        scores.main(SCORES.split()[1:])
     shutil.copytree(folder / "runs/digits/1/ConvNetD1W8/done", folder / "run")
     (folder / "pt").mkdir()
     for name in ("images", "labels", "lr"):
@@ -273,6 +288,12 @@ FLAGS = [
     ("no run", "evaluate tree", "tree is no run"),
     ("another data set", "evaluate run --dataset CIFAR10 --data_path cifar.npz", "space"),
     ("no rate for theirs", PUBLISHED, "comes without a learning rate"),
+    ("scores again", SCORES, "digits_GraNd.pt is there already, and is not overwritten"),
+    ("scores otherwise", f"{SCORES} --resume --seed 1", "holds scores made with seed 0 (now 1)"),
+    ("unknown score", f"{SCORES} --score el3n", "score is el3n, wanted grand, el2n, forgetting or"),
+    ("no network to score", f"{SCORES} --networks 0", "networks is 0, wanted a number at least 1"),
+    ("indices_path a file", f"{SCORES} --indices_path c.yaml", "c.yaml"),
+    ("scores with experts", f"{SCORES} --buffer_path x", "is a key of fastmtt.buffer and distill"),
     ("nothing to report", "report", "RUN"),
     ("report of no run", "report tree", "tree is no run"),
     ("report into a folder", "report run --out tree", "--out is the folder tree"),

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from fastmtt.config import parse, to_yaml
+from fastmtt.config import COMMANDS, parse, to_yaml
 from fastmtt.data import load, load_space
 from fastmtt.data.spaces import KIND as SPACE
 from fastmtt.data.spaces import Normalised, Whitened, new_zca
@@ -28,7 +28,7 @@ from fastmtt.errors import FastmttError
 from fastmtt.experts.published import PublishedBuffer, write_published
 from fastmtt.experts.store import KIND as EXPERT
 from fastmtt.experts.store import TrajectoryStore
-from fastmtt.options import BufferConfig, DistillConfig, EvaluateConfig
+from fastmtt.options import DistillConfig
 from fastmtt.published_sets import load_published
 from fastmtt.reporting.metrics import read_metrics
 from fastmtt.reporting.reader import read_run
@@ -298,6 +298,7 @@ def test_other_tensors_and_metadata(
 
 
 KEYS = sorted(field.name for field in dataclasses.fields(DistillConfig))
+FLAGS = sorted({f"--{f.name}" for kind in COMMANDS.values() for f in dataclasses.fields(kind)})
 VALUES = st.sampled_from(
     [
         *("1", "-1", "0", "1e-05", "1.5", ".nan", ".inf", "-.inf", "true", "'True'", "null", "~"),
@@ -332,21 +333,19 @@ def test_any_file_of_keys(folder: Path, lines: list[tuple[str, str]]) -> None:
 
 @settings(quick, max_examples=120)
 @given(
-    st.sampled_from(
-        [("buffer", BufferConfig), ("distill", DistillConfig), ("evaluate", EvaluateConfig)]
-    ),
+    st.sampled_from(sorted(COMMANDS)),
     st.lists(
-        st.sampled_from([f"--{key}" for key in KEYS])
+        st.sampled_from(FLAGS)
         | VALUES
         | st.text(max_size=6).filter(lambda text: not text.startswith(("-h", "--h")))
         | st.sampled_from(["--cfg", "--", "-", "--=", "--zca=", "--lr_lr=1e-05"]),
         max_size=5,
     ),
 )
-def test_any_command_line(command: tuple[Any, type[Any]], argv: list[str]) -> None:
+def test_any_command_line(command: Any, argv: list[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            assert type(parse(command[0], argv)) is command[1]
+            assert type(parse(command, argv)) is COMMANDS[command]
         except FastmttError as error:
             assert len(str(error).splitlines()) == 1

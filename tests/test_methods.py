@@ -38,7 +38,7 @@ def records(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_something_finite(tmp_path, method):
+def test_every_method_learns_something_finite(tmp_path, method, capsys):
     more = {"tesla": "--labels teacher", "pad": "--loss_ratio 0.3"}.get(method, "")
     run = distilled(tmp_path, method, more)
     last, _ = load_synthetic(run / "distilled_last.safetensors")
@@ -56,6 +56,8 @@ def test_every_method_learns_something_finite(tmp_path, method):
     assert last.labels.isfinite().all()
     summary = json.loads((run / "summary.json").read_text())
     assert ("accuracy_ema_best" in summary) == (method == "ftd")
+    average = f"the average of its images: {run / 'distilled_ema_best.safetensors'}\n"
+    assert (average in capsys.readouterr().err) == (method == "ftd")
     if method == "ftd":
         average, _ = load_synthetic(run / "distilled_ema_last.safetensors")
         assert not torch.equal(average.images, last.images) and torch.equal(average.lr, last.lr)
@@ -88,20 +90,29 @@ def test_another_networks_experts_give_images_and_labels(tmp_path):
     assert_close(found.labels, want, 20 * ROUNDING_32)
 
 
-def test_another_network_without_experts_is_said(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("ConvNetD1W6", "no experts of Initialize_Label_Model ConvNetD1W6; train them with fastm"),
+        ("ConvNetD1X", "network 'ConvNetD1X' is not known"),
+    ],
+)
+def test_another_network_without_experts_is_said_before_training(tmp_path, capsys, other, words):
     where = f"--save_path {tmp_path} --buffer_path {tmp_path}/experts --run_name run"
-    said = failing(capsys, distill.main, f"{DISTILL} {where} {FROZEN} {OTHER}")
-    assert "no experts of Initialize_Label_Model ConvNetD1W6" in said
-    assert "fastmtt.buffer" in said
+    flags = f"{DISTILL} {where} {FROZEN} {OTHER} --Initialize_Label_Model {other}"
+    assert words in failing(capsys, distill.main, flags)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_snapshot_another_networks_experts_lack_is_said(tmp_path, capsys):
+@pytest.mark.parametrize("asked", [3, -3])
+def test_a_snapshot_another_networks_experts_lack_is_said_before_training(tmp_path, capsys, asked):
     made = SMALL.replace(MODEL, "ConvNetD1W6") + f" --buffer_path {tmp_path}/experts"
     buffer.main(f"{made} --num_experts 2 --train_epochs 1".split())
     where = f"--save_path {tmp_path} --buffer_path {tmp_path}/experts --run_name run"
-    flags = f"{DISTILL} {where} {FROZEN} {OTHER} --Label_Model_Timestamp 3"
+    flags = f"{DISTILL} {where} {FROZEN} {OTHER} --Label_Model_Timestamp {asked}"
     said = failing(capsys, distill.main, flags)
-    assert "ConvNetD1W6" in said and "snapshots 0 to 1" in said
+    assert f"snapshots 0 to 1, but Label_Model_Timestamp is {asked}" in said
+    assert "ConvNetD1W6" in said and not (tmp_path / "experts" / "digits" / MODEL).exists()
 
 
 def test_images_of_which_experts_get_too_few_right_are_said(tmp_path, capsys):
@@ -109,3 +120,16 @@ def test_images_of_which_experts_get_too_few_right_are_said(tmp_path, capsys):
     flags = f"{DISTILL} {where} {FROZEN} --expert_lr 1e-6 --ipc 100"
     said = failing(capsys, distill.main, flags)
     assert "images of class" in said and "wanted ipc 100" in said
+
+
+def test_more_images_than_a_class_has_are_said_before_training(tmp_path, capsys):
+    where = f"--save_path {tmp_path} --buffer_path {tmp_path}/experts --run_name run"
+    said = failing(capsys, distill.main, f"{DISTILL} {where} {FROZEN} --ipc 200")
+    assert "ipc is 200, but class '0' of digits has 134 training images" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_iterations_that_changed_nothing_are_counted(tmp_path, capsys):
+    run = distilled(tmp_path, "mtt", "--threshold 1e-6")
+    said = "4 of 4 iterations changed nothing: their loss was above threshold 1e-06"
+    assert said in capsys.readouterr().err and said in (run / "log.txt").read_text()

@@ -30,23 +30,50 @@ def refusal(flags: str) -> str:
             "Initialize_Label_With_Another_Model is true, but Initialize_Label_Model names no",
         ),
         (
+            "--method datm --Initialize_Label_Model VGG11",
+            "Initialize_Label_Model is VGG11, but Initialize_Label_With_Another_Model is false",
+        ),
+        (
             "--Initialize_Label_With_Another_Model --Initialize_Label_Model VGG11",
             "Initialize_Label_With_Another_Model is true, but experts give neither labels (hard) "
             "nor images (pix_init real)",
         ),
         ("--Label_Model_Timestamp 3", "Label_Model_Timestamp is 3, but with pix_init real no snap"),
         (
-            "--method datm --Label_Model_Timestamp 27",
-            "Label_Model_Timestamp is 27, but experts have snapshots 0 to 26; -1 is the last",
+            "--method datm --Label_Model_Timestamp 101",
+            "Label_Model_Timestamp is 101, but experts have snapshots 0 to 100; -1 is the last",
         ),
-        ("--loss_ratio 0.5", "loss_ratio is 0.5, but keep is all weights; set keep to loss"),
-        ("--depth_ratio 0.5", "depth_ratio is 0.5, but keep is all weights; set keep to depth"),
+        ("--loss_ratio 0.5", "loss_ratio is 0.5, but keep is all, which leaves no weight out"),
+        ("--depth_ratio 0.5", "depth_ratio is 0.5, but keep is all, which leaves no weight"),
+        (
+            "--keep depth --loss_ratio 0.5",
+            "loss_ratio is 0.5, but keep is depth and depth_ratio 0, which leaves no weight out; "
+            "set keep to loss, or loss_ratio to 0",
+        ),
+        ("--method pad --depth_ratio 0.5", "depth_ratio is 0.5, but keep is loss and loss_ratio 0"),
         ("--legacy_scale", "legacy_scale halves the tesla gradient, but gradient is exact"),
         ("--method tesla --gradient exact", "legacy_scale halves the tesla gradient, but"),
         ("--ema_eval released", "ema_eval is released, but no ema_decay averages the images"),
         ("--rho_max 0.02 --rho_min 0.01", "rho_min is 0.01 and rho_max 0.02, wanted one number"),
         ("--ratio 0.2", "ratio is 0.2, but nothing says which images are hard; name an index file"),
         ("--init_ratio 0.75", "init_ratio is 0.75, but nothing says which images are hard"),
+        ("--add_end_epoch 20", "add_end_epoch is 20, but nothing says which images are hard"),
+        ("--rm_epoch_second 70", "rm_epoch_second is 70, but nothing says which images are hard"),
+        ("--rm_easy_ratio_first 0.2", "rm_easy_ratio_first is 0.2, but nothing says which images"),
+        ("--remove_strategy easy", "remove_strategy is easy, but nothing says which images are"),
+        (
+            "--sort_method GraNd --remove_strategy easy",
+            "remove_strategy is easy, but ratio leaves no images out; set ratio",
+        ),
+        (
+            "--sort_method GraNd --ratio 0.2 --init_ratio 0.5 --rm_epoch_first 2",
+            "ratio is 0.2, which leaves images out from the beginning, and init_ratio is 0.5, "
+            "which is a curriculum's; set ratio to 0 or leave init_ratio and rm_epoch_first out",
+        ),
+        (
+            "--sort_method GraNd --rm_epoch_second 30",
+            "rm_epoch_first is 40 and rm_epoch_second 30, wanted the first at most the second",
+        ),
         (
             "--method datm --max_start_epoch 10",
             "current_max_start_epoch is 20 and max_start_epoch 10, wanted a range that grows: "

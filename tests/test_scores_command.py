@@ -119,6 +119,7 @@ def test_experts_are_trained_by_the_order(tmp_path):
         f"--buffer_path {tmp_path}"
     )
     flags += f" --sort_method digits_GraNd --indices_path {tmp_path} --init_ratio 0.5"
+    flags += " --add_end_epoch 1 --rm_easy_ratio_first 0 --rm_easy_ratio_second 0"
     buffer.main(flags.split())
     assert TrajectoryStore(tmp_path / "digits" / "ConvNetD1W8").length(0) == 3
 
@@ -154,3 +155,14 @@ def test_images_with_wrong_labels_are_hard(tmp_path, monkeypatch, score):
     area = roc_auc_score(wrong, found)
     print(f"\n{score}: the area under the curve is {area:.3f}")
     assert area >= 0.75
+
+
+def test_networks_that_diverge_order_nothing(tmp_path, capsys):
+    said = failing(capsys, f"{TINY} --lr_teacher 1e9 --indices_path {tmp_path}/indices")
+    assert "of the networks 0 to 2 one diverged: its weights are not finite; lower lr" in said
+    assert list((tmp_path / "indices").iterdir()) == []
+
+
+def test_a_measure_without_its_score_is_refused(tmp_path, capsys):
+    said = failing(capsys, f"{TINY} --uncertainty margin --indices_path {tmp_path}")
+    assert "uncertainty is margin, but score is grand" in said

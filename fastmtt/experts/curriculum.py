@@ -55,6 +55,18 @@ class Curriculum:
         """The keys, with the order's digest in place of its rows."""
         return _describe(self)
 
+    def beyond(self, epochs: int) -> list[str]:
+        """The keys of what an expert of ``epochs`` epochs never comes to; empty: to all of it."""
+        begins = {
+            "add_end_epoch": self.add_end_epoch,
+            "rm_epoch_first": max(self.add_end_epoch, self.rm_epoch_first) + 1,
+            "rm_epoch_second": max(self.add_end_epoch, self.rm_epoch_second) + 1,
+        }
+        last, settled = epochs - 1, max(begins.values())
+        if all(self._part(last, len(row)) == self._part(settled, len(row)) for row in self.order):
+            return []
+        return [key for key, epoch in begins.items() if epoch > last]
+
     def _part(self, epoch: int, n: int) -> slice:
         """Which of a class's n images, by their place in the order."""
         if epoch < self.add_end_epoch:

@@ -27,7 +27,7 @@ def read_order(
     """Read an order and make sure that it is one of these training images.
 
     Args:
-        name_or_path: A file of the folder without its `.pt`, or else a path.
+        name_or_path: A file of the folder, with or without its `.pt`, or else a path.
         folder: Where names are looked up.
         dataset_labels: The training images' classes, int64 [n].
         classes: K.
@@ -76,7 +76,7 @@ def digest(order: Sequence[Tensor]) -> str:
 
 
 def _find(name_or_path: str, folder: Path) -> Path:
-    path = folder / f"{name_or_path}.pt"
+    path = folder / f"{name_or_path.removesuffix('.pt')}.pt"
     if path.is_file():
         return path
     if Path(name_or_path).is_file():

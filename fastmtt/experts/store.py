@@ -239,5 +239,5 @@ def _check_finite(index: int, rows: Tensor) -> None:
         if not bool(torch.isfinite(row).all()):
             raise FastmttError(
                 f"expert {index} diverged: its weights at snapshot {snapshot} are not finite; "
-                "train it with a lower lr_teacher"
+                "lower its learning rate (lr_teacher, in distill expert_lr) or rho_max"
             )

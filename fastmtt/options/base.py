@@ -1,6 +1,6 @@
 """Keys that several commands share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from fastmtt.errors import FastmttError
@@ -10,9 +10,12 @@ from fastmtt.ranges import check_ranges
 DATA = "dataset data_path subset res download zca"
 NETWORK = "model dsa dsa_strategy batch_train"
 MACHINE = "device backend threads seed"
+CURRICULUM = (
+    "init_ratio add_end_epoch rm_epoch_first rm_epoch_second rm_easy_ratio_first "
+    "rm_easy_ratio_second"
+)
 EXPERTS = (
-    "rho_max rho_min alpha adaptive sort_method indices_path init_ratio add_end_epoch "
-    "rm_epoch_first rm_epoch_second rm_easy_ratio_first rm_easy_ratio_second ratio remove_strategy"
+    f"rho_max rho_min alpha adaptive sort_method indices_path {CURRICULUM} ratio remove_strategy"
 )
 
 
@@ -33,8 +36,7 @@ class BaseConfig:
         zca: Whiten the images by ZCA instead of normalising them [MTT].
         dsa: Augment by DSA (differentiable siamese augmentation) [MTT].
         dsa_strategy: DSA's operations, joined by underscores; one is drawn for each batch [MTT].
-        buffer_path: Folder of the experts' trajectories [MTT].
-        batch_train: Real images, or distilled ones in evaluation, in a training batch [MTT].
+        batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>; DATM's list of GPUs is read as auto.
         backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
         threads: CPU threads (null, as torch chooses).
@@ -52,7 +54,6 @@ class BaseConfig:
     zca: bool = False
     dsa: bool = True
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
-    buffer_path: str = "buffers"
     batch_train: int = 256
     device: str = "auto"
     backend: Literal["reference", "cpu"] | None = None
@@ -71,6 +72,7 @@ class ExpertConfig(BaseConfig):
     Attributes:
         method: The method whose choices apply where no key overrides them: mtt, ftd, tesla, datm
             or pad.
+        buffer_path: Folder of the experts' trajectories [MTT].
         num_experts: Number of experts; those already stored are kept, and for a distillation need
             only be of its network and data [MTT].
         rho_max: Radius of GSAM's perturbation (null, experts are trained by plain SGD) [FTD].
@@ -91,6 +93,7 @@ class ExpertConfig(BaseConfig):
     """
 
     method: str = "mtt"
+    buffer_path: str = "buffers"
     num_experts: int = 100
     rho_max: float | None = None
     rho_min: float | None = None
@@ -114,9 +117,39 @@ class ExpertConfig(BaseConfig):
                 f"rho_min is {self.rho_min} and rho_max {self.rho_max}, wanted one number: with a "
                 "constant learning rate GSAM's radius is constant; leave rho_min out"
             )
-        for name, plain in (("ratio", 0.0), ("init_ratio", 1.0)):
-            if getattr(self, name) != plain and self.sort_method is None:
-                raise FastmttError(
-                    f"{name} is {getattr(self, name)}, but nothing says which images are hard; "
-                    "name an index file by sort_method (fastmtt.scores writes one)"
-                )
+        complaint = self._images_at_odds()
+        if complaint:
+            raise FastmttError(complaint)
+
+    def _images_at_odds(self) -> str:
+        """Say which choices of an expert's images mean nothing or contradict; empty: none."""
+        usual = {field.name: field.default for field in fields(self)}
+        chosen = {
+            name: getattr(self, name)
+            for name in (*CURRICULUM.split(), "ratio", "remove_strategy")
+            if getattr(self, name) != usual[name]
+        }
+        if chosen and self.sort_method is None:
+            name, value = next(iter(chosen.items()))
+            return (
+                f"{name} is {value}, but nothing says which images are hard; name an index file by "
+                "sort_method (fastmtt.scores writes one)"
+            )
+        both = [name for name in CURRICULUM.split() if name in chosen]
+        if self.ratio and both:
+            return (
+                f"ratio is {self.ratio}, which leaves images out from the beginning, and {both[0]} "
+                f"is {chosen[both[0]]}, which is a curriculum's; set ratio to 0 or leave "
+                f"{' and '.join(both)} out"
+            )
+        if not self.ratio and "remove_strategy" in chosen:
+            return (
+                f"remove_strategy is {self.remove_strategy}, but ratio leaves no images out; set "
+                "ratio"
+            )
+        if self.rm_epoch_first > self.rm_epoch_second:
+            return (
+                f"rm_epoch_first is {self.rm_epoch_first} and rm_epoch_second "
+                f"{self.rm_epoch_second}, wanted the first at most the second"
+            )
+        return ""

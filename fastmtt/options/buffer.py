@@ -33,3 +33,13 @@ class BufferConfig(ExpertConfig):
     l2: float = 0.0
     decay: bool = False
     experts_at_once: int | None = None
+
+    @property
+    def expert_length(self) -> int:
+        """Epochs that missing experts are trained for."""
+        return self.train_epochs
+
+    @property
+    def epochs_read(self) -> int:
+        """Epochs that experts must have."""
+        return self.train_epochs

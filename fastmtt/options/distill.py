@@ -23,7 +23,10 @@ class DistillConfig(ExpertConfig):
         lr_lr: Learning rate of the student's learning rate [MTT].
         lr_teacher: The student's learning rate at the start; distillation learns it [MTT].
         expert_lr: Learning rate of the experts this command trains itself.
-        train_epochs: Epochs of each expert (null, as many as matching reads) [MTT's buffer].
+        batch_train: Distilled images in a training batch of an evaluation [MTT].
+        expert_batch: Real images in a training batch of the experts this command trains itself.
+        train_epochs: Epochs of each expert this command trains itself (null, as many as matching
+            reads) [MTT's buffer].
         batch_syn: Distilled images in a student's batch (null, all) [MTT].
         pix_init: Images start as real ones, as noise [MTT], or as real ones that experts predict
             correctly [DATM].
@@ -74,7 +77,8 @@ class DistillConfig(ExpertConfig):
     GROUPS: ClassVar[dict[str, str]] = {
         "data": f"{DATA} held_out",
         "network and its batches": NETWORK,
-        "experts": f"buffer_path num_experts train_epochs expert_lr max_experts {EXPERTS}",
+        "experts": f"buffer_path num_experts train_epochs expert_lr expert_batch max_experts "
+        f"{EXPERTS}",
         "distilled images": "ipc pix_init lr_img lr_lr lr_teacher batch_syn Iteration ema_decay",
         "labels": "labels lr_y Momentum_y Label_Model_Timestamp "
         "Initialize_Label_With_Another_Model Initialize_Label_Model",
@@ -94,6 +98,7 @@ class DistillConfig(ExpertConfig):
     lr_lr: float = 1e-5
     lr_teacher: float = 0.01
     expert_lr: float = 0.01
+    expert_batch: int = 256
     train_epochs: int | None = None
     batch_syn: int | None = None
     pix_init: Literal["real", "noise", "samples_predicted_correctly"] = "real"
@@ -131,9 +136,26 @@ class DistillConfig(ExpertConfig):
     published: float | None = None
 
     @property
+    def last_epoch(self) -> int:
+        """The last epoch that a segment may end at."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
+    @property
     def expert_length(self) -> int:
-        """Epochs the experts are trained for: `train_epochs`, or as many as matching reads."""
-        return self.train_epochs or self.max_start_epoch - 1 + self.expert_epochs
+        """Epochs that missing experts are trained for."""
+        return self.train_epochs or self.last_epoch
+
+    @property
+    def epochs_labelled(self) -> int:
+        """Epochs that those experts must have that start images and labels."""
+        asked = self.Label_Model_Timestamp
+        return asked if asked >= 0 else -asked - 1
+
+    @property
+    def epochs_read(self) -> int:
+        """Epochs that experts must have: up to a segment's end, and to the snapshot that labels."""
+        another = self.Initialize_Label_With_Another_Model
+        return max(self.last_epoch, 0 if another else self.epochs_labelled)
 
     def start_epochs(self, iteration: int) -> tuple[int, int]:
         """The range [low, high) of an iteration's start epochs.
@@ -170,14 +192,13 @@ class DistillConfig(ExpertConfig):
                 f"max_experts is {self.max_experts} and num_experts {self.num_experts}, wanted at "
                 "most as many; raise num_experts"
             )
-        last = self.max_start_epoch - 1 + self.expert_epochs
-        if last > self.expert_length:
+        if self.last_epoch > self.expert_length:
             return (
-                f"segments end at epoch {last} (max_start_epoch - 1 + expert_epochs) and experts "
-                f"at train_epochs {self.train_epochs}, wanted experts at least as long; lower "
-                "max_start_epoch or raise train_epochs"
+                f"segments end at epoch {self.last_epoch} (max_start_epoch - 1 + expert_epochs) "
+                f"and experts at train_epochs {self.train_epochs}, wanted experts at least as "
+                "long; lower max_start_epoch or raise train_epochs"
             )
-        if not -self.expert_length - 2 < self.Label_Model_Timestamp <= self.expert_length:
+        if self.epochs_read > self.expert_length:
             return (
                 f"Label_Model_Timestamp is {self.Label_Model_Timestamp}, but experts have "
                 f"snapshots 0 to {self.expert_length}; -1 is the last"
@@ -201,6 +222,12 @@ class DistillConfig(ExpertConfig):
                 "Initialize_Label_With_Another_Model is true, but Initialize_Label_Model names no "
                 "network; name one or set the first to false"
             )
+        if self.Initialize_Label_Model and not self.Initialize_Label_With_Another_Model:
+            return (
+                f"Initialize_Label_Model is {self.Initialize_Label_Model}, but "
+                "Initialize_Label_With_Another_Model is false; set it to true, or leave the first "
+                "out"
+            )
         picks = self.pix_init == "samples_predicted_correctly"
         if self.Initialize_Label_With_Another_Model and self.labels != "soft" and not picks:
             return (
@@ -216,11 +243,13 @@ class DistillConfig(ExpertConfig):
         return ""
 
     def _matching_at_odds(self) -> str:
-        for ratio, keep in ((self.loss_ratio, "loss"), (self.depth_ratio, "depth")):
-            if ratio and self.keep == "all":
+        ratios = {"loss": self.loss_ratio, "depth": self.depth_ratio}
+        for name, ratio in ratios.items():
+            if ratio and not ratios.get(self.keep):
+                none = "" if self.keep == "all" else f" and {self.keep}_ratio 0"
                 return (
-                    f"{keep}_ratio is {ratio}, but keep is all weights; set keep to {keep}, or "
-                    f"{keep}_ratio to 0"
+                    f"{name}_ratio is {ratio}, but keep is {self.keep}{none}, which leaves no "
+                    f"weight out; set keep to {name}, or {name}_ratio to 0"
                 )
         if self.legacy_scale and self.gradient != "tesla":
             return (

@@ -93,8 +93,8 @@ class EvaluateConfig:
     def applied_to(self, made_with: C) -> C:
         """Give the run's configuration with the shared keys that are set here in their place.
 
-        `buffer_path` and `held_out` are the run's alone: another split would be scored on images
-        the set was distilled from.
+        `held_out` is the run's alone: another split would be scored on images the set was distilled
+        from.
         """
         shared = (field.name for field in dataclasses.fields(BaseConfig))
         asked = {name: getattr(self, name, None) for name in shared}

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from fastmtt.errors import FastmttError
 from fastmtt.options.base import DATA, MACHINE, NETWORK, BaseConfig
 
 Score = Literal["grand", "el2n", "forgetting", "uncertainty"]
@@ -31,7 +32,7 @@ class ScoresConfig(BaseConfig):
         "data": f"{DATA} held_out",
         "scores": "score uncertainty networks score_epochs train_epochs indices_path",
         "network and its batches": f"{NETWORK} lr_teacher mom l2",
-        "run": f"{MACHINE} resume buffer_path",
+        "run": f"{MACHINE} resume",
     }
 
     score: Score = "grand"
@@ -43,6 +44,14 @@ class ScoresConfig(BaseConfig):
     mom: float = 0.9
     l2: float = 5e-4
     indices_path: str = "data_indices"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.uncertainty != "entropy" and self.score != "uncertainty":
+            raise FastmttError(
+                f"uncertainty is {self.uncertainty}, but score is {self.score}; set score to "
+                "uncertainty, or leave it out"
+            )
 
     @property
     def epochs(self) -> int:

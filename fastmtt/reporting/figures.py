@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fastmtt.reporting.metrics import Number
+from fastmtt.reporting.metrics import Accuracy, Number
 from fastmtt.reporting.reader import Run
 
 COLOURS = 8  # of the page's --run-0, --run-1, ...
@@ -42,6 +42,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
 }
+_NONE = Accuracy(None, None)
 Lettered = Sequence[tuple[str, Run]]
 Places = Sequence[int] | np.ndarray
 
@@ -89,6 +90,7 @@ def _accuracy(runs: Lettered) -> Curves | None:
             for scores, line in (
                 ([one.test for one in evaluations], "-"),
                 ([one.held_out for one in evaluations], "--"),
+                ([one.average.test if one.average else _NONE for one in evaluations], "-."),
             ):
                 mean, std = _array(s.mean for s in scores), _array(s.std for s in scores)
                 if np.isnan(mean).all():
@@ -104,13 +106,19 @@ def _accuracy(runs: Lettered) -> Curves | None:
     legend = [("solid", "test images"), ("band", "± one standard deviation over the networks")]
     if held_out:
         legend.insert(1, ("dashed", "held-out training images"))
+    if any(run.metrics.averages for _, run in runs):
+        legend.insert(1, ("dashdot", "the averaged images, on test images"))
     if published:
         legend.append(("dotted", "published"))
     words = [
-        f"{_called(letter, runs)}from {_first(values):.2f} to {_last(values):.2f} %, "
+        f"{_called(letter, runs)}{called}from {_first(values):.2f} to {_last(values):.2f} %, "
         f"at most {np.nanmax(values):.2f} %"
         for letter, run in runs
-        if not np.isnan(values := _array(one.test.mean for one in run.metrics.evaluations)).all()
+        for called, line in (
+            ("", run.metrics.evaluations),
+            ("averaged images ", run.metrics.averages),
+        )
+        if not np.isnan(values := _array(one.test.mean for one in line)).all()
     ]
     return _drawing("Accuracy", "%", draw, words, legend)
 

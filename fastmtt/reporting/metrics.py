@@ -29,7 +29,10 @@ class Accuracy(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The set as it was before an iteration, tried on fresh networks."""
+    """The set as it was before an iteration, tried on fresh networks.
+
+    `average` is the same of FTD's averaged images, where they were evaluated too.
+    """
 
     iteration: int
     test: Accuracy
@@ -37,6 +40,7 @@ class Evaluation(NamedTuple):
     networks: int | None
     lr: Number
     seconds: Number
+    average: "Evaluation | None" = None
 
 
 class Evaluated(NamedTuple):
@@ -68,13 +72,20 @@ class Metrics:
     evaluated: list[Evaluated]
     skipped: int
 
-    def best(self) -> Evaluation | None:
-        """Give the first of the highest test accuracy, as `distill` chooses it."""
-        return _highest((one.test.mean, one) for one in self.evaluations)
+    @property
+    def averages(self) -> list[Evaluation]:
+        """The evaluations of the averaged images."""
+        return [one.average for one in self.evaluations if one.average is not None]
 
-    def held_out_choice(self) -> Evaluation | None:
-        """Give the first of the highest held-out accuracy."""
-        return _highest((one.held_out.mean, one) for one in self.evaluations)
+
+def best(evaluations: Iterable[Evaluation]) -> Evaluation | None:
+    """Give the first of the highest test accuracy, as `distill` chooses it."""
+    return _highest((one.test.mean, one) for one in evaluations)
+
+
+def held_out_choice(evaluations: Iterable[Evaluation]) -> Evaluation | None:
+    """Give the first of the highest held-out accuracy."""
+    return _highest((one.held_out.mean, one) for one in evaluations)
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -146,7 +157,7 @@ def _step(record: dict[str, Any]) -> Step:
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:
-    return Evaluation(
+    learned = Evaluation(
         _whole(record["iteration"]),
         _accuracy(record, ""),
         _accuracy(record, "held_out_"),
@@ -154,6 +165,10 @@ def _evaluation(record: dict[str, Any]) -> Evaluation:
         number(record.get("lr")),
         number(record.get("seconds_evaluation")),
     )
+    if "ema_accuracy" not in record:
+        return learned
+    test, held_out = _accuracy(record, "ema_"), _accuracy(record, "ema_held_out_")
+    return learned._replace(average=learned._replace(test=test, held_out=held_out))
 
 
 def _evaluated(record: dict[str, Any]) -> Evaluated:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from fastmtt import __version__
 from fastmtt.reporting import sprites, tables
 from fastmtt.reporting.figures import COLOURS, curves
+from fastmtt.reporting.metrics import Evaluation
 from fastmtt.reporting.reader import CHOICES, ChosenSet, Run
 
 _HERE = Path(__file__).parent
@@ -108,8 +109,9 @@ def _set(run: Run, chosen: ChosenSet) -> dict[str, str]:
     notes = [CHOICES[key][1] for key in chosen.keys]
     if "last" in chosen.keys and not run.finished:
         notes[chosen.keys.index("last")] = "as far as the run is"
+    together = " = ".join([titles[0], *(text[0].lower() + text[1:] for text in titles[1:])])
     return {
-        "title": " = ".join([titles[0], *(text[0].lower() + text[1:] for text in titles[1:])]),
+        "title": run.title(chosen.line, together),
         "note": "; ".join(dict.fromkeys(notes)),
         "lr": tables.short(chosen.lr),
     }
@@ -119,16 +121,23 @@ def _history(run: Run, runs: int) -> dict[str, Any] | None:
     history = sprites.history(run, runs=runs)
     if history is None:
         return None
-    scores = {one.iteration: tables.percent(one.test) for one in run.metrics.evaluations}
+    scores = {one.iteration: _score(one) for one in run.metrics.evaluations}
     captions = []
     for frame in history.frames:
         when = tables.moment(run, frame.iteration)
         score = scores.get(frame.iteration)
         captions.append(f"{when[0].upper()}{when[1:]}" + (f": {score}" if score else ""))
     return {
+        "averaged": run.config.ema_decay is not None,
         "frames": list(zip(captions, history.frames, strict=True)),
         "left_out": history.kept - len(history.frames),
         "kept": history.kept,
         "shown": history.shown,
         "total": history.total,
     }
+
+
+def _score(one: Evaluation) -> str:
+    score = tables.percent(one.test)
+    average = tables.percent(one.average.test) if one.average else ""
+    return f"{score}, their average {average}" if average else score

@@ -17,12 +17,13 @@ from fastmtt.options import DistillConfig
 from fastmtt.reporting.metrics import Metrics, number, read_metrics
 from fastmtt.synthetic import load_synthetic
 
-# File, title, and what it was chosen by: the page names each set for what it is.
+# Title, and what it was chosen by: the page names each set for what it is.
 CHOICES = {
     "best": ("Best by test accuracy", "selected on test data, as the published programs do"),
     "held_out": ("Best by held-out accuracy", "selected on held-out training images"),
     "last": ("Last iterate", "not selected"),
 }
+LINES = {"": "Learned images", "ema_": "Averaged images"}
 _PICTURE = re.compile(r"images_(\d{6,})\.png")
 _LOG_LINES = 200
 
@@ -32,6 +33,7 @@ class ChosenSet:
     """A distilled set that a run saved.
 
     Attributes:
+        line: Of `LINES`: the images as they are learned, or FTD's average of them.
         keys: Of `CHOICES`; several where the same set was chosen more than once.
         pixels: [n,C,H,W] float32 brought back by the run's space, or None without one.
         whitened: The images as trained, where the space is ZCA's or not there; else None.
@@ -39,6 +41,7 @@ class ChosenSet:
         lr: The learned learning rate.
     """
 
+    line: str
     keys: tuple[str, ...]
     pixels: Tensor | None
     whitened: Tensor | None
@@ -98,6 +101,12 @@ class Run:
         evaluations = self.metrics.evaluations
         return bool(evaluations) and evaluations[-1].iteration > self.config.Iteration
 
+    def title(self, line: str, choice: str) -> str:
+        """A choice's title, with the line it is of where the run has two."""
+        if self.config.ema_decay is None:
+            return choice
+        return f"{LINES[line]}: {choice[0].lower()}{choice[1:]}"
+
     def class_name(self, label: int) -> str:
         """A class's name, or its number where the run does not say."""
         return self.classes[label] if label < len(self.classes) else f"class {label}"
@@ -129,27 +138,31 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_sets(folder: Path) -> tuple[list[ChosenSet], list[str]]:
-    files = {key: folder / f"distilled_{key}.safetensors" for key in CHOICES}
-    files = {key: file for key, file in files.items() if file.exists()}
+    files = {
+        (line, key): folder / f"distilled_{line}{key}.safetensors"
+        for line in LINES
+        for key in CHOICES
+    }
+    files = {name: file for name, file in files.items() if file.exists()}
     if not files:
         return [], []
     space_file = folder / "space.safetensors"
     space = load_space(space_file) if space_file.exists() else None
-    groups: list[tuple[list[str], Tensor, Tensor, float]] = []
+    groups: list[tuple[str, list[str], Tensor, Tensor, float]] = []
     classes: list[str] = []
-    for key, file in files.items():
+    for (line, key), file in files.items():
         synthetic, meta = load_synthetic(file)
         classes = _class_names(meta) or classes
-        for keys, images, _, _ in groups:
-            if torch.equal(images, synthetic.images):
+        for one, keys, images, _, _ in groups:
+            if one == line and torch.equal(images, synthetic.images):
                 keys.append(key)
                 break
         else:
             labels = synthetic.labels if synthetic.labels.dim() == 1 else synthetic.labels.argmax(1)
-            groups.append(([key], synthetic.images, labels, float(synthetic.lr)))
+            groups.append((line, [key], synthetic.images, labels, float(synthetic.lr)))
     return [
-        ChosenSet(tuple(keys), *_views(space, images, folder), labels, lr)
-        for keys, images, labels, lr in groups
+        ChosenSet(line, tuple(keys), *_views(space, images, folder), labels, lr)
+        for line, keys, images, labels, lr in groups
     ], classes
 
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fastmtt.options import DistillConfig
-from fastmtt.reporting.metrics import Accuracy, Evaluated, Evaluation
-from fastmtt.reporting.reader import CHOICES, Run
+from fastmtt.reporting.metrics import Accuracy, Evaluated, Evaluation, best, held_out_choice
+from fastmtt.reporting.reader import CHOICES, LINES, Run
 
 Facts = list[tuple[str, str]]
 Lettered = Sequence[tuple[str, Run]]
@@ -37,20 +37,22 @@ def results(run: Run) -> list[Result]:
 
 def choices(run: Run) -> list[tuple[str, str, Evaluation]]:
     """Give (title, how it was chosen, evaluation) of the sets a run offers."""
-    metrics = run.metrics
-    offered = {
-        "best": metrics.best(),
-        "held_out": metrics.held_out_choice(),
-        "last": metrics.evaluations[-1] if metrics.evaluations else None,
-    }
     rows = []
-    for key, one in offered.items():
-        if one is None:
-            continue
-        title, note = CHOICES[key]
-        if key == "last" and not run.finished:
-            title = "Latest evaluated"
-        rows.append((title, f"{note}; {moment(run, one.iteration)}", one))
+    for line, evaluations in zip(
+        LINES, (run.metrics.evaluations, run.metrics.averages), strict=True
+    ):
+        offered = {
+            "best": best(evaluations),
+            "held_out": held_out_choice(evaluations),
+            "last": evaluations[-1] if evaluations else None,
+        }
+        for key, one in offered.items():
+            if one is None:
+                continue
+            title, note = CHOICES[key]
+            if key == "last" and not run.finished:
+                title = "Latest evaluated"
+            rows.append((run.title(line, title), f"{note}; {moment(run, one.iteration)}", one))
     return rows
 
 

@@ -56,6 +56,38 @@ def test_the_programs_defaults_and_no_growth_see_everything():
     assert torch.equal(Curriculum(orders(10, 20), 0.5, 0, 40, 60, 0.1, 0.1).rows(0), everything)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "beyond"),
+    [
+        (100, []),
+        (62, []),
+        (61, ["rm_epoch_second"]),
+        (42, ["rm_epoch_second"]),
+        (41, ["rm_epoch_first", "rm_epoch_second"]),
+        (21, ["rm_epoch_first", "rm_epoch_second"]),
+        (20, ["add_end_epoch", "rm_epoch_first", "rm_epoch_second"]),
+    ],
+)
+def test_what_short_experts_never_come_to(epochs, beyond):
+    schedule = Curriculum(orders(50, 70), *PUBLISHED)
+    assert schedule.beyond(epochs) == beyond
+    same = [counts(schedule, epochs - 1) == counts(schedule, later) for later in range(99, 200)]
+    assert all(same) == (not beyond)
+
+
+def test_what_changes_nothing_is_not_missed():
+    order = orders(50, 70)
+    assert Curriculum(order, 1.0, 0, 40, 60, 0.0, 0.0).beyond(1) == []
+    assert Curriculum(order, 0.5, 4, 10, 60, 0.1, 0.1).beyond(12) == []
+
+
+def test_nothing_is_removed_before_all_is_added():
+    schedule = Curriculum(orders(50, 70), 1.0, 100, 10, 20, 0.1, 0.1)  # 100: the program's default
+    assert schedule.beyond(100) == ["add_end_epoch", "rm_epoch_first", "rm_epoch_second"]
+    assert schedule.beyond(101) == ["rm_epoch_first", "rm_epoch_second"]
+    assert schedule.beyond(102) == []
+
+
 def test_fixed_pruning_keeps_the_easy_or_the_hard():
     order = orders(10, 25)
     hard, easy = Pruning(order, 0.3, "hard"), Pruning(order, 0.3, "easy")

@@ -222,7 +222,7 @@ def test_a_missing_expert_is_named(store: TrajectoryStore) -> None:
 def test_what_makes_no_expert_is_not_written(store: TrajectoryStore) -> None:
     diverged = trajectory(1)
     diverged[2, 5] = float("nan")
-    with pytest.raises(FastmttError, match=r"expert 1 diverged.*snapshot 2 .*lower lr_teacher"):
+    with pytest.raises(FastmttError, match=r"expert 1 diverged.*snapshot 2 .*lower its learn"):
         store.write(1, diverged, META)
     good = trajectory(1)
     for wrong in (good.double(), good[0], good[:1], good[:, :7]):

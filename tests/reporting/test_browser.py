@@ -43,13 +43,15 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     long = "a_run_with_a_name_that_does_not_end_" * 4
     one = make_run(folder / "one", published=46.2)
+    averaged = make_run(folder / "averaged", ema_decay=0.99)
     other = make_run(folder / long, zca=False, ipc=12, size=32)
     begun = make_run(folder / "begun", zca=False)
     for path in begun.iterdir():
         if path.name != "config.yaml":
             path.unlink()
     write_metrics(begun, [evaluation(0, 20.0), step(0)])
-    runs = {"one": [one], "wide": [other], "begun": [begun], "several": [one, other, begun]}
+    runs = {"one": [one], "averaged": [averaged], "wide": [other], "begun": [begun]}
+    runs["several"] = [one, other, begun]
     for name, chosen in runs.items():
         text = render([read_run(run) for run in chosen])
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -83,7 +85,7 @@ def size(width: int) -> dict:
     return {"viewport": {"width": width, "height": 800}}
 
 
-@pytest.mark.parametrize("name", ["one", "wide", "begun", "several"])
+@pytest.mark.parametrize("name", ["one", "averaged", "wide", "begun", "several"])
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_fits_and_asks_for_nothing(browser, pages, name, width, scheme):

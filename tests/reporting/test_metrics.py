@@ -5,10 +5,10 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_maker import evaluation, step, write_metrics
+from run_maker import add_average, evaluation, step, write_metrics
 
 from fastmtt.errors import FastmttError
-from fastmtt.reporting.metrics import Accuracy, Step, number, read_metrics
+from fastmtt.reporting.metrics import Accuracy, Step, best, held_out_choice, number, read_metrics
 
 
 def test_missing_and_empty_files_hold_nothing(tmp_path):
@@ -18,16 +18,28 @@ def test_missing_and_empty_files_hold_nothing(tmp_path):
     assert (missing.steps, missing.evaluations, missing.evaluated, missing.skipped) == ([],) * 3 + (
         0,
     )
-    assert missing.best() is None and missing.held_out_choice() is None
+    assert best(missing.evaluations) is None and held_out_choice(missing.evaluations) is None
 
 
 def test_best_is_the_first_of_the_highest_as_distill_keeps_it(tmp_path):
     scores = {0: (20.0, 70.0), 10: (45.0, 80.0), 20: (45.0, None), 31: (None, 80.0)}
     write_metrics(tmp_path, [evaluation(i, *pair) for i, pair in scores.items()])
     metrics = read_metrics(tmp_path / "metrics.jsonl")
-    assert metrics.best().iteration == 10
-    assert metrics.held_out_choice().iteration == 10
+    assert best(metrics.evaluations).iteration == 10
+    assert held_out_choice(metrics.evaluations).iteration == 10
+    assert metrics.averages == []
     assert metrics.evaluations[2].held_out == Accuracy(None, None)
+
+
+def test_the_averages_figures_are_its_own(tmp_path):
+    records = [evaluation(0, 20.0, 70.0), evaluation(10, 45.0, 60.0)]
+    add_average(records[1])
+    write_metrics(tmp_path, records)
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    (average,) = metrics.averages
+    assert (average.test, average.held_out) == (Accuracy(46.0, 0.125), Accuracy(61.0, 0.125))
+    assert (average.iteration, average.networks, average.lr) == (10, 5, 0.01)
+    assert [one.test.mean for one in metrics.evaluations] == [20.0, 45.0]
 
 
 def test_iterations_stand_in_order_and_the_later_line_counts(tmp_path):

@@ -79,6 +79,29 @@ def test_what_was_seen_is_said(folder, tmp_path):
     assert "is not recorded" in said[None]
 
 
+def test_both_lines_of_an_averaged_run_are_labelled(tmp_path):
+    page = Page(render([read_run(make_run(tmp_path / "run", ema_decay=0.99))]))
+    for said in (
+        *("Learned images: best by test accuracy 45.25 ± 0.50 %", "last iterate 41.00 ± 0.50 %"),
+        *("Averaged images: best by test accuracy 46.25 ± 0.12 %", "last iterate 42.00 ± 0.12 %"),
+        "Averaged images: best by held-out accuracy 21.00 ± 0.12 %",
+        "21.00 ± 0.12 % 61.00 ± 0.12 % 5 0.01 ConvNet, 1001 epochs",
+        "After the last iteration: 41.00 ± 0.50 %, their average 42.00 ± 0.12 %",
+        *("The images as they are learned, not their average.", "the averaged images, on test"),
+    ):
+        assert said in page.text, said
+    sets = [
+        attributes for _, attributes in page.elements if attributes.get("data-view") == "pixels"
+    ]
+    assert len(sets) == 6
+    words = "from 20.00 to 41.00 %, at most 45.25 %; averaged images from 21.00 to 42.00 %, at most"
+    assert any(words in (attributes.get("aria-label") or "") for _, attributes in page.elements)
+
+
+def test_without_an_average_no_word_is_lost_on_it(page):
+    assert "verage" not in page.text
+
+
 def test_facts(page):
     for fact in (
         *("Experts 77", "Mean test accuracy 61.5 %", "lr_teacher 0.01", "Folder buffers/x"),

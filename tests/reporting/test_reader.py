@@ -51,6 +51,17 @@ def test_equal_sets_are_one(run):
     assert [chosen.keys for chosen in read_run(run).sets] == [("best", "last"), ("held_out",)]
 
 
+def test_the_averaged_images_are_sets_of_their_own(tmp_path):
+    run = make_run(tmp_path / "run", zca=False, ema_decay=0.99)
+    shutil.copy(run / "distilled_best.safetensors", run / "distilled_ema_best.safetensors")
+    shutil.copy(run / "distilled_ema_held_out.safetensors", run / "distilled_ema_last.safetensors")
+    sets = read_run(run).sets
+    learned = [("", (key,)) for key in ("best", "held_out", "last")]
+    averaged = [("ema_", ("best",)), ("ema_", ("held_out", "last"))]
+    assert [(one.line, one.keys) for one in sets] == learned + averaged
+    torch.testing.assert_close(sets[4].pixels, pixels(6, seed=4))
+
+
 def test_configuration_alone_is_a_run(run):
     for path in run.iterdir():
         if path.name != "config.yaml":
