@@ -25,7 +25,8 @@ using at::Tensor;
 enum Kind : int64_t { kNone, kColor, kCrop, kCutout, kFlip, kScale, kRotate, kKinds };
 
 constexpr int64_t kValues = 3;
-constexpr int64_t kPixels = int64_t(1) << 15;  // of all channels, worth handing to another thread
+// Numbers worth handing to another thread: of copies, and of samples, which cost eight times more.
+constexpr int64_t kCopied = int64_t(1) << 18, kSampled = kCopied / 8;
 
 // Added brightness, then each pixel's distance from its mean over the channels times `saturation`,
 // then from the image's mean times `contrast`. Neither of the two changes the mean the other takes,
@@ -189,7 +190,9 @@ void map_images(
     const scalar_t* from = x.const_data_ptr<scalar_t>();
     const double* value = numbers.const_data_ptr<double>();
     scalar_t* to = result.mutable_data_ptr<scalar_t>();
-    const int64_t grain = std::max<int64_t>(1, kPixels / size.size());
+    const bool sampled = std::any_of(
+        of_student, of_student + students, [](int64_t kind) { return kind >= kScale; });
+    const int64_t grain = std::max<int64_t>(1, (sampled ? kSampled : kCopied) / size.size());
     at::parallel_for(0, students * batch, grain, [&](int64_t begin, int64_t end) {
       Sampler<scalar_t> sampler(size);
       run_widest([&]() FASTMTT_INLINE {
