@@ -44,6 +44,7 @@ def dot(a, b):
     return (a * b).sum()
 
 
+@pytest.mark.filterwarnings("ignore:.*affine_grid:UserWarning")  # the reference's, of one pixel
 @EVERY
 @EACH
 @pytest.mark.parametrize("op", OPS)
