@@ -96,16 +96,15 @@ def prepare(name: str, compiler: str = EAGER, **sizes: Any) -> Callable[[], Tens
 
 def train_ours(job: Job, data: DataSet, dtype: torch.dtype = torch.float32) -> Tensor:
     """Weights [S,P] of all networks, trained side by side."""
-    asked: dict[str, Any] = {} if job.precision == "fp32" else {"precision": job.precision}
+    precision = None if dtype == torch.float64 else job.precision
     return train(
-        make_student(_make(job), SHAPE),
+        make_student(_make(job), SHAPE, precision=precision),
         starts(job).to(dtype),
         Examples(data.train_images.to(dtype), data.train_labels),
         job.recipe(),
         seed=SEED,
         what=job.kind,
         members=range(job.networks),
-        **asked,
     )
 
 

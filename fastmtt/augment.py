@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastmtt import ops
 from fastmtt.errors import FastmttError
+from fastmtt.ops import reference
 from fastmtt.ops.reference_dsa import KINDS
 
 FULL = "color_crop_cutout_flip_scale_rotate"
@@ -119,9 +120,11 @@ class DSA:
         return Parameters(*(torch.cat(parts, dim=1) for parts in zip(*students, strict=True)))
 
     def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
-        """Augment images [S,B,C,H,W]."""
+        """Augment images [S,B,C,H,W]; autograd can follow where they require grad."""
+        # a compiled op leaves autograd no graph
+        dsa = reference.dsa if x.requires_grad and torch.is_grad_enabled() else ops.dsa
         for kind, values in zip(*parameters, strict=True):
-            x = ops.dsa(x, kind, values.to(x.device), self.ratio_cutout)
+            x = dsa(x, kind, values.to(x.device), self.ratio_cutout)
         return x
 
     def pull_back(self, g: Tensor, parameters: Parameters) -> Tensor:

@@ -1,15 +1,19 @@
-// What the head's four ops share: sizes and checks of arguments, and labels of either kind.
+// What the head's four ops share: sizes and checks of arguments, labels of either kind, and the
+// runs of images that threads work through.
 
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <array>
 #include <initializer_list>
 
 #include "results.h"
 #include "rows.h"
+#include "widest.h"
 
 namespace fastmtt {
 
@@ -134,5 +138,28 @@ struct Labels {
   const T* probabilities;
   const int64_t* indices;
 };
+
+constexpr int64_t kWork = int64_t(1) << 19;  // multiply-adds worth handing to another thread
+
+// A run of one student's images: first .. first + count - 1 of it, image .. of all [S*B].
+struct Run {
+  int64_t student, first, count, image;
+};
+
+// work(width, run) over all images; work is FASTMTT_INLINE.
+template <typename Work>
+void for_runs(const Head& head, int64_t work_an_image, const Work& work) {
+  const int64_t grain = std::max<int64_t>(1, kWork / work_an_image);
+  at::parallel_for(0, head.images(), grain, [&](int64_t begin, int64_t end) {
+    run_widest_vectors([&](auto width) FASTMTT_INLINE {
+      for (int64_t image = begin; image < end;) {
+        const int64_t student = image / head.batch, first = image % head.batch;
+        const int64_t count = std::min(end - image, head.batch - first);
+        work(width, Run{student, first, count, image});
+        image += count;
+      }
+    });
+  });
+}
 
 }  // namespace fastmtt

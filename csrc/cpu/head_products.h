@@ -8,17 +8,10 @@
 #include <type_traits>
 
 #include "rows.h"
+#include "vector_of.h"
 #include "widest.h"
 
 namespace fastmtt {
-
-// A vector register's worth of numbers, anywhere in memory.
-template <typename T, int kBytes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
-  static constexpr int64_t kCount = kBytes / sizeof(T);
-  static FASTMTT_INLINE const type& at(const T* p) { return *reinterpret_cast<const type*>(p); }
-};
 
 // Rows of a tile: with 32 registers 5 x 5 sums stay in them, with 16 there is room for 2 x 5.
 template <int kBytes>

@@ -3,7 +3,6 @@
 // probabilities [S,B,K], which need not sum to one.
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
@@ -21,29 +20,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kWork = int64_t(1) << 19;  // multiply-adds worth handing to another thread
-constexpr int64_t kColumns = 256;            // columns of a combination that one task computes
-
-// A run of one student's images: first .. first + count - 1 of it, image .. of all [S*B].
-struct Run {
-  int64_t student, first, count, image;
-};
-
-// work(width, run) over all images; work is FASTMTT_INLINE.
-template <typename Work>
-void for_runs(const Head& head, int64_t work_an_image, const Work& work) {
-  const int64_t grain = std::max<int64_t>(1, kWork / work_an_image);
-  at::parallel_for(0, head.images(), grain, [&](int64_t begin, int64_t end) {
-    run_widest_vectors([&](auto width) FASTMTT_INLINE {
-      for (int64_t image = begin; image < end;) {
-        const int64_t student = image / head.batch, first = image % head.batch;
-        const int64_t count = std::min(end - image, head.batch - first);
-        work(width, Run{student, first, count, image});
-        image += count;
-      }
-    });
-  });
-}
+constexpr int64_t kColumns = 256;  // columns of a combination that one task computes
 
 // A product that is part of the logits: features [S,B,D] times weights [S,K,D].
 struct Factors {

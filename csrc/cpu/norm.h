@@ -97,25 +97,28 @@ struct Norm {
     Row mean, rstd;
   };
 
-  // In one pass: mean and squared deviations of each row of pixels, joined as Chan, Golub and
-  // LeVeque (1983) do. No difference of large sums is taken.
+  // In one pass: each row of pixels about its own mean, rows joined as Chan, Golub and LeVeque
+  // (1983) do. No difference of large sums is taken.
   static Statistics statistics(const Grid& g, const T* z) {
     double mean[kLength] = {}, squares[kLength] = {};
     for (int64_t y = 0; y < g.height; ++y) {
-      Total<T> sum[1], deviation[1];
       const T* row = z + y * g.width * kLength;
+      Total<T> sum[1], about[2];
       sum_pixels<T, 1>(1, g.width, sum, [&](int64_t, int64_t x, Row* out) FASTMTT_HERE {
         out[0] = Row::load(row + x * kLength);
       });
       const Row middle = sum[0].mean(g.width);
-      sum_pixels<T, 1>(1, g.width, deviation, [&](int64_t, int64_t x, Row* out) FASTMTT_HERE {
-        const Row centred = Row::load(row + x * kLength) - middle;
-        out[0] = centred * centred;
+      sum_pixels<T, 2>(1, g.width, about, [&](int64_t, int64_t x, Row* out) FASTMTT_HERE {
+        out[0] = Row::load(row + x * kLength) - middle;
+        out[1] = out[0] * out[0];
       });
+      T middles[kLength];
+      middle.store(middles);
       for (int l = 0; l < kLength; ++l) {
-        const double step = sum[0].lane[l] / g.width - mean[l];
+        const double rest = about[0].lane[l] / g.width;  // the middle is rounded
+        const double step = middles[l] + rest - mean[l];
         mean[l] += step / (y + 1);
-        squares[l] += deviation[0].lane[l] + step * step * g.width * y / (y + 1);
+        squares[l] += about[1].lane[l] + (step * step * y / (y + 1) - rest * rest) * g.width;
       }
     }
     T means[kLength], rstds[kLength];

@@ -148,10 +148,9 @@ def bf16(args):
 
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[4], (2, 3, 9, 7, 24, 40), (1, 4, 7, 5, 3, 5)])
 def test_bf16_errs_as_bfloat16_does(shape):
-    """Relative to the root mean square, at most three times what the reference's rounding costs.
-
-    Winograd's tiles are rounded after their transform, which spreads them: that is twice as much.
-    """
+    """In norm, by what the reference's rounding costs: as much, and six times where Winograd's tiles
+    are rounded after their transform. tests/test_precision.py judges the meta-gradient."""
+    times = 6 if shape[4] >= 16 else TIMES_TORCH
     narrow = arguments(shape, dtype=torch.float32)
     wide = {name: value.double() for name, value in narrow.items()}
     for (op, args), (_, wide_args) in zip(calls(narrow), calls(wide), strict=True):
@@ -161,7 +160,7 @@ def test_bf16_errs_as_bfloat16_does(shape):
             truth = getattr(reference, op)(*wide_args)
         for got, rounded, want in zip(compiled(op)(*bf16(args)), own, truth, strict=True):
             if want.numel():
-                off, allowed = (got - want).norm(), 3 * (rounded - want).norm()
+                off, allowed = (got - want).norm(), times * (rounded - want).norm()
                 assert off <= allowed + REPLAYED_MASKS_32 * want.norm(), (op, off / allowed)
 
 
