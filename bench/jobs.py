@@ -151,7 +151,9 @@ def starts(job: Job) -> Tensor:
 
 
 def _evaluate_ours(job: Job, data: DataSet) -> Tensor:
-    protocol = Protocol(job.model, job.networks, job.epochs - 1, job.batch, None, SEED)
+    protocol = Protocol(
+        job.model, job.networks, job.epochs - 1, job.batch, None, SEED, job.precision
+    )
     examples = Examples(data.train_images, data.train_labels)
     return evaluate(data, examples, LR, protocol, what=job.kind).test
 

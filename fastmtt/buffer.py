@@ -43,7 +43,7 @@ def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Rec
         lr, batch = config.expert_lr, config.expert_batch
     else:
         lr, batch = config.lr_teacher, config.batch_train
-    recipe = Recipe(config.expert_length, batch, lr, augment=augment)
+    recipe = Recipe(config.expert_length, batch, lr, augment=augment, precision=config.precision)
     recipe = replace(recipe, sharpness=gsam, schedule=_schedule(config, dataset))
     if isinstance(config, DistillConfig):
         return recipe

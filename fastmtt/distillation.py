@@ -58,7 +58,9 @@ class Distillation:
             dataset.image_shape,
             None if config.no_aug else augment,
         )
-        self.student = make_student(self.network, dataset.image_shape)
+        self.student = make_student(
+            self.network, dataset.image_shape, precision=config.precision
+        )
         self.matcher = TrajectoryMatcher(
             self.network,
             steps=config.syn_steps,
@@ -66,6 +68,7 @@ class Distillation:
             gradient=_gradient(config),
             augment=self.plan.augment,
             keep=_keep(config, self.student.size),
+            precision=config.precision,
             memory=config.memory,
         )
         self.protocol = evaluation.Protocol(
@@ -75,6 +78,7 @@ class Distillation:
             config.batch_train,
             augment,
             config.seed,
+            config.precision,
         )
         self._learn()
         self.iteration, self.evaluated = 0, False

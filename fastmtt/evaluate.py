@@ -165,6 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         config.batch_train,
         DSA(config.dsa_strategy) if config.dsa else None,
         config.seed,
+        config.precision,
     )
     folder = subject.file.parent
     with backends.use(config.backend):

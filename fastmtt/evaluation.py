@@ -15,7 +15,7 @@ from fastmtt.choices import KeyedChoices
 from fastmtt.data import DataSet
 from fastmtt.draws import torch_seed
 from fastmtt.progress import Meter
-from fastmtt.student import initial_weights, make_student
+from fastmtt.student import Student, initial_weights, make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import Synthetic, real_rows
 from fastmtt.training import Examples, Recipe, accuracy, students_at_once, train
@@ -50,6 +50,7 @@ class Protocol:
         batch_train: images a step.
         augment: DSA on every batch, or None.
         seed: the run's seed.
+        precision: what convolutions multiply: "fp32" or "bf16".
     """
 
     model: str
@@ -58,6 +59,7 @@ class Protocol:
     batch_train: int
     augment: DSA | None
     seed: int
+    precision: str = "fp32"
 
 
 Kept = MutableMapping[str, Scores]
@@ -111,6 +113,11 @@ def evaluate(
     )
 
 
+def _student(dataset: DataSet, protocol: Protocol) -> Student:
+    network = _make(dataset, protocol)
+    return make_student(network, dataset.image_shape, precision=protocol.precision)
+
+
 def _make(dataset: DataSet, protocol: Protocol) -> nn.Module:
     return make_network(
         protocol.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
@@ -144,7 +151,7 @@ def _trained(
         augment=protocol.augment,
     )
     return train(
-        make_student(_make(dataset, protocol), dataset.image_shape),
+        _student(dataset, protocol),
         theta.to(examples.images.device),
         examples,
         recipe,
@@ -156,7 +163,7 @@ def _trained(
 
 
 def _scores(theta: Tensor, dataset: DataSet, protocol: Protocol) -> Scores:
-    student = make_student(_make(dataset, protocol), dataset.image_shape)
+    student = _student(dataset, protocol)
     test = accuracy(student, theta, dataset.test_images, dataset.test_labels)
     if not dataset.held_out:
         return Scores(test, None)

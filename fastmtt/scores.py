@@ -70,7 +70,7 @@ def network_scores(config: ScoresConfig, dataset: DataSet, members: Sequence[int
     make = partial(
         make_network, config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
     )
-    student = make_student(make(), dataset.image_shape)
+    student = make_student(make(), dataset.image_shape, precision=config.precision)
     labels = dataset.train_labels
     forgetting = Forgetting(len(members), len(labels))
 

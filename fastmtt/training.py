@@ -120,6 +120,7 @@ class Recipe:
         augment: DSA on every batch, or None.
         sharpness: GSAM's direction in place of the gradient, or None.
         schedule: which examples an epoch sees, or None for all.
+        precision: what the student is to be made with (``make_student``).
     """
 
     epochs: int
@@ -131,6 +132,7 @@ class Recipe:
     augment: DSA | None = None
     sharpness: Sharpness | None = None
     schedule: Schedule | None = None
+    precision: str = "fp32"
 
     def steps(self, epoch: int, count: int) -> int:
         """Steps an epoch takes over so many examples."""

@@ -8,6 +8,7 @@
 #include <array>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "convolution.h"
 
@@ -16,31 +17,41 @@ namespace {
 
 template <typename T>
 struct ForwardBuffers {
-  ForwardBuffers(Arena& arena, const Convolution<T>& c)
-      : u(c.filters(arena)),
-        v(c.lifted(arena)),
-        m(c.products(arena, c.chunk * c.g.rows, c.out_panels())),
-        scratches(c.scratches(arena)) {}
-  Operand u, v;
-  Panels<T> m;
-  T* scratches;
+  struct Own {
+    Own(Arena& arena, const Convolution<T>& c)
+        : v(c.lifted_group(arena)), m(c.products_group(arena)), scratch(c.scratch(arena)) {}
+    Operand v;
+    Panels<T> m;
+    T* scratch;
+  };
+  ForwardBuffers(Arena& arena, const Convolution<T>& c) : u(c.filters(arena)) {
+    for (int i = 0; i < at::get_num_threads(); ++i) own.emplace_back(arena, c);
+  }
+  Operand u;
+  std::vector<Own> own;  // a thread's each
 };
 
 template <typename T>
 struct BackwardBuffers {
+  struct Own {
+    Own(Arena& arena, const Convolution<T>& c)
+        : gv(c.products_group(arena)), scratch(c.scratch(arena)) {}
+    Panels<T> gv;
+    T* scratch;
+  };
   BackwardBuffers(Arena& arena, const Convolution<T>& c, const Block& block)
       : u(c.flipped(arena)),
         v(c.lifted(arena)),
         z(c.lowered(arena)),
         z_pairs(c.pairs(arena, z)),
-        gv(c.products(arena, c.chunk * c.g.rows, c.in_panels())),
         gu(c.filter_products(arena)),
-        scratches(c.scratches(arena)),
-        shares(arena, block) {}
+        shares(arena, block) {
+    for (int i = 0; i < at::get_num_threads(); ++i) own.emplace_back(arena, c);
+  }
   Operand u, v, z, z_pairs;
-  Panels<T> gv, gu;
-  T* scratches;
+  Panels<T> gu;
   AffineShares shares;
+  std::vector<Own> own;  // a thread's each
 };
 
 void conv_block_into(
@@ -55,30 +66,31 @@ void conv_block_into(
   block.check_statistic_result("rstd", rstd);
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block", [&] {
     using T = scalar_t;
-    const Convolution<T> conv(block);
+    const Convolution<T> conv(block, 1, 1);
     Tensor room = or_fresh(scratch);
     const auto buffers = carve<ForwardBuffers<T>>(room, conv);
     const auto ps = write<T>(p), xhats = write<T>(xhat), rstds = write<T>(rstd);
     for (int64_t s = 0; s < block.students; ++s) {
       conv.to_filters(read<T>(w)[s], buffers.u);
-      conv.for_chunks(block.batch, [&](int64_t first, int64_t count) {
-        conv.lift(block.image(read<T>(a)[s], first), count, buffers.v, false);
-        conv.multiply({{buffers.v, buffers.u}}, count, buffers.m);
-        conv.for_panels(count, [&](int64_t image, int64_t panel) {
+      conv.for_groups(block.batch, [&](int64_t first, int64_t count, int thread) {
+        const auto& own = buffers.own[thread];
+        conv.lift(block.image(read<T>(a)[s], first), count, own.v, 0, false);
+        const auto use = [&](int64_t image, int64_t panel, int64_t at) {
           const int64_t i = first + image, c = panel * kLanes<T>;
           conv.kernels.normalise(
               conv.g,
-              {.m = constant(buffers.m),
+              {.m = constant(own.m),
                .row = image * conv.g.rows,
-               .panel = panel,
-               .count = conv.present(panel),
+               .panel = at,
+               .count = conv.present(block.out, panel),
                .gamma = read<T>(gamma)[s] + c,
                .beta = read<T>(beta)[s] + c,
                .xhat = block.output_image(xhats[s], i) + c,
                .rstd = rstds[s] + i * block.out + c,
                .p = block.pooled_image(ps[s], i) + c,
-               .scratch = conv.scratch(buffers.scratches)});
-        });
+               .scratch = own.scratch});
+        };
+        conv.multiply(count, {{{{own.v, buffers.u}}, own.m}}, use);
       });
     }
   });
@@ -109,40 +121,48 @@ void conv_block_backward_into(
   block.check_parameter_results(gw, ggamma, gbeta, need_parameters);
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward", [&] {
     using T = scalar_t;
-    const Convolution<T> conv(block);
+    const Convolution<T> conv(block, 2, 1);
     Tensor room = or_fresh(scratch);
     const auto buffers = carve<BackwardBuffers<T>>(room, conv, block);
     const auto gas = write<T>(ga), gws = write<T>(gw);
     for (int64_t s = 0; s < block.students; ++s) {
       if (need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
       if (need_parameters) conv.clear(buffers.gu);
-      conv.for_chunks(block.batch, [&](int64_t first, int64_t count) {
-        conv.for_panels(count, [&](int64_t image, int64_t panel) {
-          const int64_t i = first + image, c = panel * kLanes<T>;
-          conv.kernels.backward(
-              conv.g,
-              {.row = image * conv.g.rows,
-               .panel = panel,
-               .count = conv.present(panel),
-               .gp = block.pooled_image(read<T>(gp)[s], i) + c,
-               .xhat = block.output_image(read<T>(xhat)[s], i) + c,
-               .rstd = read<T>(rstd)[s] + i * block.out + c,
-               .gamma = read<T>(gamma)[s] + c,
-               .beta = read<T>(beta)[s] + c,
-               .z = need_a ? buffers.z : Operand(),
-               .z_pairs = need_parameters ? buffers.z_pairs : Operand(),
-               .ggamma = buffers.shares.gamma(i) + c,
-               .gbeta = buffers.shares.beta(i) + c,
-               .scratch = conv.scratch(buffers.scratches)});
+      conv.for_chunks(block.batch, [&](int64_t chunk, int64_t images) {
+        conv.for_groups(images, [&](int64_t first, int64_t count, int thread) {
+          const auto& own = buffers.own[thread];
+          for (int64_t k = 0; k < count * conv.out_panels(); ++k) {
+            const int64_t image = first + k / conv.out_panels(), panel = k % conv.out_panels();
+            const int64_t i = chunk + image, c = panel * kLanes<T>;
+            conv.kernels.backward(
+                conv.g,
+                {.row = image * conv.g.rows,
+                 .panel = panel,
+                 .count = conv.present(block.out, panel),
+                 .gp = block.pooled_image(read<T>(gp)[s], i) + c,
+                 .xhat = block.output_image(read<T>(xhat)[s], i) + c,
+                 .rstd = read<T>(rstd)[s] + i * block.out + c,
+                 .gamma = read<T>(gamma)[s] + c,
+                 .beta = read<T>(beta)[s] + c,
+                 .z = need_a ? buffers.z : Operand(),
+                 .z_pairs = need_parameters ? buffers.z_pairs : Operand(),
+                 .ggamma = buffers.shares.gamma(i) + c,
+                 .gbeta = buffers.shares.beta(i) + c,
+                 .scratch = own.scratch});
+          }
+          const int64_t row = first * conv.g.rows;
+          if (need_a) {
+            conv.multiply_flipped(
+                count, {{{conv.from(buffers.z, 0, row), buffers.u}}, own.gv},
+                block.image(gas[s], chunk + first), own.scratch);
+          }
+          if (need_parameters) {
+            const T* inputs = block.image(read<T>(a)[s], chunk + first);
+            conv.lift(inputs, count, buffers.v, row, true);
+          }
         });
-        if (need_a) {
-          conv.multiply_flipped({{buffers.z, buffers.u}}, count, buffers.gv);
-          conv.lift_transposed(
-              buffers.gv, count, block.image(gas[s], first), buffers.scratches);
-        }
         if (need_parameters) {
-          conv.lift(block.image(read<T>(a)[s], first), count, buffers.v, true);
-          conv.multiply_transposed({{buffers.v, buffers.z_pairs}}, count, buffers.gu);
+          conv.multiply_transposed({{buffers.v, buffers.z_pairs}}, images, buffers.gu);
         }
       });
       if (need_parameters) {

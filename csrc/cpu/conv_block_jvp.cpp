@@ -8,6 +8,7 @@
 #include <array>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "convolution.h"
 
@@ -16,21 +17,33 @@ namespace {
 
 template <typename T>
 struct JvpBuffers {
+  struct Own {
+    Own(Arena& arena, const Convolution<T>& c)
+        : v(c.lifted_group(arena)),
+          v_dot(c.lifted_group(arena)),
+          m(c.products_group(arena)),
+          m_dot(c.products_group(arena)),
+          scratch(c.scratch(arena)) {}
+    Operand v, v_dot;
+    Panels<T> m, m_dot;
+    T* scratch;
+  };
   JvpBuffers(Arena& arena, const Convolution<T>& c)
-      : u(c.filters(arena)),
-        u_dot(c.filters(arena)),
-        v(c.lifted(arena)),
-        v_dot(c.lifted(arena)),
-        m(c.products(arena, c.chunk * c.g.rows, c.out_panels())),
-        m_dot(c.products(arena, c.chunk * c.g.rows, c.out_panels())),
-        scratches(c.scratches(arena)) {}
-  Operand u, u_dot, v, v_dot;
-  Panels<T> m, m_dot;
-  T* scratches;
+      : u(c.filters(arena)), u_dot(c.filters(arena)) {
+    for (int i = 0; i < at::get_num_threads(); ++i) own.emplace_back(arena, c);
+  }
+  Operand u, u_dot;
+  std::vector<Own> own;  // a thread's each
 };
 
 template <typename T>
 struct BackwardJvpBuffers {
+  struct Own {
+    Own(Arena& arena, const Convolution<T>& c)
+        : gv(c.products_group(arena)), scratch(c.scratch(arena)) {}
+    Panels<T> gv;
+    T* scratch;
+  };
   BackwardJvpBuffers(Arena& arena, const Convolution<T>& c, const Block& block)
       : u(c.flipped(arena)),
         u_dot(c.flipped(arena)),
@@ -40,14 +53,14 @@ struct BackwardJvpBuffers {
         z_dot(c.lowered(arena)),
         z_pairs(c.pairs(arena, z)),
         z_dot_pairs(c.pairs(arena, z_dot)),
-        gv(c.products(arena, c.chunk * c.g.rows, c.in_panels())),
         gu(c.filter_products(arena)),
-        scratches(c.scratches(arena)),
-        shares(arena, block) {}
+        shares(arena, block) {
+    for (int i = 0; i < at::get_num_threads(); ++i) own.emplace_back(arena, c);
+  }
   Operand u, u_dot, v, v_dot, z, z_dot, z_pairs, z_dot_pairs;
-  Panels<T> gv, gu;
-  T* scratches;
+  Panels<T> gu;
   AffineShares shares;
+  std::vector<Own> own;  // a thread's each
 };
 
 void conv_block_jvp_into(
@@ -77,7 +90,7 @@ void conv_block_jvp_into(
   const Tensor rstd = given ? block.statistic("rstd", *rstd_in) : new_rstd;
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_jvp", [&] {
     using T = scalar_t;
-    const Convolution<T> conv(block);
+    const Convolution<T> conv(block, 2, 2);
     Tensor room = or_fresh(scratch);
     const auto buffers = carve<JvpBuffers<T>>(room, conv);
     const auto xhats = write<T>(xhat), rstds = write<T>(rstd);
@@ -86,37 +99,39 @@ void conv_block_jvp_into(
     for (int64_t s = 0; s < block.students; ++s) {
       if (!given || a_dot.defined()) conv.to_filters(read<T>(w)[s], buffers.u);
       conv.to_filters(read<T>(w_dot)[s], buffers.u_dot);
-      conv.for_chunks(block.batch, [&](int64_t first, int64_t count) {
-        conv.lift(block.image(read<T>(a)[s], first), count, buffers.v, false);
-        if (!given) conv.multiply({{buffers.v, buffers.u}}, count, buffers.m);
-        if (a_dot.defined()) {
-          conv.lift(block.image(read<T>(a_dot)[s], first), count, buffers.v_dot, false);
-          conv.multiply(
-              {{buffers.v, buffers.u_dot}, {buffers.v_dot, buffers.u}}, count, buffers.m_dot);
-        } else {
-          conv.multiply({{buffers.v, buffers.u_dot}}, count, buffers.m_dot);
-        }
-        conv.for_panels(count, [&](int64_t image, int64_t panel) {
+      conv.for_groups(block.batch, [&](int64_t first, int64_t count, int thread) {
+        const auto& own = buffers.own[thread];
+        conv.lift(block.image(read<T>(a)[s], first), count, own.v, 0, false);
+        const auto use = [&](int64_t image, int64_t panel, int64_t at) {
           const int64_t i = first + image, c = panel * kLanes<T>;
           conv.kernels.normalise_jvp(
               conv.g,
-              {.m = given ? Panels<const T>() : constant(buffers.m),
+              {.m = given ? Panels<const T>() : constant(own.m),
                .row = image * conv.g.rows,
-               .panel = panel,
-               .count = conv.present(panel),
+               .panel = at,
+               .count = conv.present(block.out, panel),
                .gamma = read<T>(gamma)[s] + c,
                .beta = read<T>(beta)[s] + c,
                .xhat = block.output_image(xhats[s], i) + c,
                .rstd = rstds[s] + i * block.out + c,
                .p = block.pooled_image(ps[s], i) + c,
-               .scratch = conv.scratch(buffers.scratches)},
-              {.m_dot = constant(buffers.m_dot),
+               .scratch = own.scratch},
+              {.m_dot = constant(own.m_dot),
                .gamma_dot = read<T>(gamma_dot)[s] + c,
                .beta_dot = read<T>(beta_dot)[s] + c,
                .xhat_dot = block.output_image(xhat_dots[s], i) + c,
                .rstd_dot = rstd_dots[s] + i * block.out + c,
                .p_dot = block.pooled_image(p_dots[s], i) + c});
-        });
+        };
+        const Product primal = {own.v, buffers.u}, by_w = {own.v, buffers.u_dot};
+        if (a_dot.defined()) {
+          conv.lift(block.image(read<T>(a_dot)[s], first), count, own.v_dot, 0, false);
+          const Product by_a = {own.v_dot, buffers.u};
+          if (given) return conv.multiply(count, {{{by_w, by_a}, own.m_dot}}, use);
+          return conv.multiply(count, {{{primal}, own.m}, {{by_w, by_a}, own.m_dot}}, use);
+        }
+        if (given) return conv.multiply(count, {{{by_w}, own.m_dot}}, use);
+        conv.multiply(count, {{{primal}, own.m}, {{by_w}, own.m_dot}}, use);
       });
     }
   });
@@ -164,7 +179,7 @@ void conv_block_backward_jvp_into(
   block.check_parameter_results(gw_dot, ggamma_dot, gbeta_dot, need_parameters);
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward_jvp", [&] {
     using T = scalar_t;
-    const Convolution<T> conv(block);
+    const Convolution<T> conv(block, 3, 1);
     Tensor room = or_fresh(scratch);
     const auto buffers = carve<BackwardJvpBuffers<T>>(room, conv, block);
     const auto gas = write<T>(ga), ga_dots = write<T>(ga_dot);
@@ -173,50 +188,57 @@ void conv_block_backward_jvp_into(
       if (need_a_dot || need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
       if (need_a_dot) conv.to_flipped(read<T>(w_dot)[s], buffers.u_dot);
       if (need_parameters) conv.clear(buffers.gu);
-      conv.for_chunks(block.batch, [&](int64_t first, int64_t count) {
-        conv.for_panels(count, [&](int64_t image, int64_t panel) {
-          const int64_t i = first + image, c = panel * kLanes<T>;
-          conv.kernels.backward_jvp(
-              conv.g,
-              {.row = image * conv.g.rows,
-               .panel = panel,
-               .count = conv.present(panel),
-               .gp = block.pooled_image(read<T>(gp)[s], i) + c,
-               .xhat = block.output_image(read<T>(xhat)[s], i) + c,
-               .rstd = read<T>(rstd)[s] + i * block.out + c,
-               .gamma = read<T>(gamma)[s] + c,
-               .beta = read<T>(beta)[s] + c,
-               .z = need_a_dot || need_a ? buffers.z : Operand(),
-               .z_pairs = two_terms ? buffers.z_pairs : Operand(),
-               .ggamma = buffers.shares.gamma(i) + c,
-               .gbeta = buffers.shares.beta(i) + c,
-               .scratch = conv.scratch(buffers.scratches)},
-              {.gp_dot = block.pooled_image(read<T>(gp_dot)[s], i) + c,
-               .xhat_dot = block.output_image(read<T>(xhat_dot)[s], i) + c,
-               .rstd_dot = read<T>(rstd_dot)[s] + i * block.out + c,
-               .gamma_dot = read<T>(gamma_dot)[s] + c,
-               .z_dot = need_a_dot ? buffers.z_dot : Operand(),
-               .z_dot_pairs = need_parameters ? buffers.z_dot_pairs : Operand()});
+      conv.for_chunks(block.batch, [&](int64_t chunk, int64_t images) {
+        conv.for_groups(images, [&](int64_t first, int64_t count, int thread) {
+          const auto& own = buffers.own[thread];
+          for (int64_t k = 0; k < count * conv.out_panels(); ++k) {
+            const int64_t image = first + k / conv.out_panels(), panel = k % conv.out_panels();
+            const int64_t i = chunk + image, c = panel * kLanes<T>;
+            conv.kernels.backward_jvp(
+                conv.g,
+                {.row = image * conv.g.rows,
+                 .panel = panel,
+                 .count = conv.present(block.out, panel),
+                 .gp = block.pooled_image(read<T>(gp)[s], i) + c,
+                 .xhat = block.output_image(read<T>(xhat)[s], i) + c,
+                 .rstd = read<T>(rstd)[s] + i * block.out + c,
+                 .gamma = read<T>(gamma)[s] + c,
+                 .beta = read<T>(beta)[s] + c,
+                 .z = need_a_dot || need_a ? buffers.z : Operand(),
+                 .z_pairs = two_terms ? buffers.z_pairs : Operand(),
+                 .ggamma = buffers.shares.gamma(i) + c,
+                 .gbeta = buffers.shares.beta(i) + c,
+                 .scratch = own.scratch},
+                {.gp_dot = block.pooled_image(read<T>(gp_dot)[s], i) + c,
+                 .xhat_dot = block.output_image(read<T>(xhat_dot)[s], i) + c,
+                 .rstd_dot = read<T>(rstd_dot)[s] + i * block.out + c,
+                 .gamma_dot = read<T>(gamma_dot)[s] + c,
+                 .z_dot = need_a_dot ? buffers.z_dot : Operand(),
+                 .z_dot_pairs = need_parameters ? buffers.z_dot_pairs : Operand()});
+          }
+          const int64_t row = first * conv.g.rows, image = chunk + first;
+          const Operand z = conv.from(buffers.z, 0, row);
+          const Operand z_dot = conv.from(buffers.z_dot, 0, row);
+          if (need_a_dot) {
+            conv.multiply_flipped(
+                count, {{{z_dot, buffers.u}, {z, buffers.u_dot}}, own.gv},
+                block.image(ga_dots[s], image), own.scratch);
+          }
+          if (need_a) {
+            conv.multiply_flipped(
+                count, {{{z, buffers.u}}, own.gv}, block.image(gas[s], image), own.scratch);
+          }
+          if (!need_parameters) return;
+          conv.lift(block.image(read<T>(a)[s], image), count, buffers.v, row, true);
+          if (!two_terms) return;
+          conv.lift(block.image(read<T>(a_dot)[s], image), count, buffers.v_dot, row, true);
         });
-        if (need_a_dot) {
-          conv.multiply_flipped(
-              {{buffers.z_dot, buffers.u}, {buffers.z, buffers.u_dot}}, count, buffers.gv);
-          conv.lift_transposed(
-              buffers.gv, count, block.image(ga_dots[s], first), buffers.scratches);
-        }
-        if (need_a) {
-          conv.multiply_flipped({{buffers.z, buffers.u}}, count, buffers.gv);
-          conv.lift_transposed(buffers.gv, count, block.image(gas[s], first), buffers.scratches);
-        }
-        if (!need_parameters) return;
-        conv.lift(block.image(read<T>(a)[s], first), count, buffers.v, true);
         if (two_terms) {
-          conv.lift(block.image(read<T>(a_dot)[s], first), count, buffers.v_dot, true);
           conv.multiply_transposed(
-              {{buffers.v, buffers.z_dot_pairs}, {buffers.v_dot, buffers.z_pairs}}, count,
+              {{buffers.v, buffers.z_dot_pairs}, {buffers.v_dot, buffers.z_pairs}}, images,
               buffers.gu);
-        } else {
-          conv.multiply_transposed({{buffers.v, buffers.z_dot_pairs}}, count, buffers.gu);
+        } else if (need_parameters) {
+          conv.multiply_transposed({{buffers.v, buffers.z_dot_pairs}}, images, buffers.gu);
         }
       });
       if (need_parameters) {

@@ -8,6 +8,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <optional>
 
@@ -16,11 +17,14 @@
 
 namespace fastmtt {
 
-// Bytes of the products of a chunk of images: what is written is still in the last-level cache
-// when it is read. Not a matter of the number of threads: sums over chunks must not depend on it.
-// Direct convolutions have nothing to reuse between images: the second-level cache does for them.
-constexpr int64_t kChunkBytes = int64_t(1) << 22, kDirectChunkBytes = int64_t(1) << 20;
-constexpr int64_t kRowsATask = 96;  // a multiple of the blocks of rows
+// A chunk of images is what one pass sums weight gradients over: what is written for that should
+// still be in the last-level cache when it is read. Not a matter of the number of threads: sums over
+// chunks must not depend on it.
+constexpr int64_t kChunkBytes = int64_t(1) << 22;
+// A group of images is what one thread takes through a whole op by itself, in its second-level
+// cache, `kWide` panels of products at a time.
+constexpr int64_t kGroupBytes = 900 << 10;
+constexpr int64_t kWide = 4;
 
 template <typename T>
 Panels<const T> constant(const Panels<T>& m) {
@@ -70,10 +74,19 @@ Buffers carve(Tensor& scratch, const Arguments&... arguments) {
   return Buffers(arena, arguments...);
 }
 
+// A sum of products and where it goes.
+template <typename T>
+struct Sum {
+  std::initializer_list<Product> products;
+  Panels<T> m;
+};
+
 template <typename T>
 class Convolution {
  public:
-  explicit Convolution(const Block& block) : kernels(fastmtt::kernels<T>(block.bf16)) {
+  // operands, products: how many lifted images and products an op holds at a time.
+  Convolution(const Block& block, int64_t operands, int64_t products)
+      : kernels(fastmtt::kernels<T>(block.bf16)) {
     g.height = block.height;
     g.width = block.width;
     g.in = block.in;
@@ -84,50 +97,44 @@ class Convolution {
     g.across = g.direct ? block.width : at::divup(block.width, kTile);
     g.rows = padded(g.down * g.across);
     g.depth = padded(g.direct ? 9 * block.in : block.in);
-    const int64_t bytes = g.positions * g.rows * std::max(in_panels(), out_panels()) * kPanelBytes;
-    const int64_t room = g.direct ? kDirectChunkBytes : kChunkBytes;
-    const int64_t most = std::max<int64_t>(1, room / bytes);
+    const int64_t panel = g.positions * g.rows * kPanelBytes;  // of an image
+    const int64_t widest = std::max(in_panels(), out_panels());
+    const int64_t most = std::max<int64_t>(1, kChunkBytes / (panel * widest));
     chunk = at::divup(block.batch, at::divup(block.batch, most));
+    const int64_t held = panel * (operands * widest + products * wide());
+    group = std::clamp<int64_t>(kGroupBytes / held, 1, chunk);
   }
 
   int64_t padded(int64_t n) const { return at::divup(n, kernels.group) * kernels.group; }
   int64_t in_panels() const { return at::divup(g.direct ? 9 * g.in : g.in, kLanes<T>); }
   int64_t out_panels() const { return at::divup(g.out, kLanes<T>); }
-  // Lifting goes through panels of an image, or through whole images of few channels.
-  int64_t lifted_parts() const { return g.direct ? 1 : in_panels(); }
-  int64_t present(int64_t panel) const {
-    return std::min(kLanes<T>, g.out - panel * kLanes<T>);
+  // Panels of products at a time. Patches are put together from all of theirs.
+  int64_t wide() const { return g.direct ? std::max(kWide, in_panels()) : kWide; }
+  int64_t present(int64_t channels, int64_t panel) const {
+    return std::min(kLanes<T>, channels - panel * kLanes<T>);
   }
 
-  // Room for matrices. One more row between positions: else all would meet in the same cache sets.
-  Operand operand(Arena& arena, int64_t rows, int64_t panels) const {
-    const auto m = room<void>(arena, rows, panels, kernels.element);
-    return {m.data, m.position, m.panel};
+  // A thread's own, for a group of images.
+  Operand lifted_group(Arena& arena) const { return operand(arena, group * g.rows, in_panels()); }
+  Panels<T> products_group(Arena& arena) const {
+    return room<T>(arena, group * g.rows, wide(), sizeof(T));
   }
-  Panels<T> products(Arena& arena, int64_t rows, int64_t panels) const {
-    return room<T>(arena, rows, panels, sizeof(T));
+  T* scratch(Arena& arena) const {
+    const int64_t bordered = g.direct ? 0 : (g.down * kTile + 2) * (g.across * kTile + 2);
+    return static_cast<T*>(arena.take(std::max(kScratch * g.area(), bordered) * kPanelBytes));
   }
+  // All threads', for a chunk of images and for filters.
   Operand lifted(Arena& arena) const { return operand(arena, chunk * g.rows, in_panels()); }
   Operand lowered(Arena& arena) const { return operand(arena, chunk * g.rows, out_panels()); }
-  Operand filters(Arena& arena) const { return operand(arena, g.depth, out_panels()); }
-  Operand flipped(Arena& arena) const { return operand(arena, padded(g.out), in_panels()); }
   // The second form of rows, which are interleaved where they are summed over.
   Operand pairs(Arena& arena, const Operand& rows) const {
     return kernels.group == 1 ? rows : lowered(arena);
   }
+  Operand filters(Arena& arena) const { return operand(arena, g.depth, out_panels()); }
+  Operand flipped(Arena& arena) const { return operand(arena, padded(g.out), in_panels()); }
   Panels<T> filter_products(Arena& arena) const {
-    return products(arena, in_panels() * kLanes<T>, out_panels());
+    return room<T>(arena, in_panels() * kLanes<T>, out_panels(), sizeof(T));
   }
-
-  // A thread's room for panels of one image, side by side.
-  int64_t scratch_size() const {
-    const int64_t bordered = (g.down * kTile + 2) * (g.across * kTile + 2);
-    return std::max(kScratch * g.area(), g.direct ? 0 : bordered) * kLanes<T>;
-  }
-  T* scratches(Arena& arena) const {
-    return static_cast<T*>(arena.take(at::get_num_threads() * scratch_size() * sizeof(T)));
-  }
-  T* scratch(T* scratches) const { return scratches + at::get_thread_num() * scratch_size(); }
 
   void to_filters(const T* w, const Operand& u) const {
     parallel(out_panels(), [&](int64_t panel) { kernels.filters(g, w, panel, u); });
@@ -140,31 +147,51 @@ class Convolution {
       kernels.filters_transposed(g, constant(gu), panel, gw);
     });
   }
-  void lift(const T* images, int64_t count, const Operand& v, bool pairs) const {
-    parallel(count * lifted_parts(), [&](int64_t i) {
-      const int64_t image = i / lifted_parts();
+
+  // work(first image, number of images) for every chunk of a student's images.
+  template <typename Work>
+  void for_chunks(int64_t batch, const Work& work) const {
+    for (int64_t first = 0; first < batch; first += chunk) {
+      work(first, std::min(chunk, batch - first));
+    }
+  }
+  // work(first image, number of images, thread) for groups of `count` images, shared out evenly.
+  template <typename Work>
+  void for_groups(int64_t count, const Work& work) const {
+    const int64_t threads = at::get_num_threads();
+    const int64_t even = at::divup(at::divup(count, group), threads) * threads;
+    const int64_t groups = std::min(even, count);
+    parallel(groups, [&](int64_t i) {
+      const int64_t first = count * i / groups;
+      work(first, count * (i + 1) / groups - first, at::get_thread_num());
+    });
+  }
+
+  // Images' inputs to rows of v, from `row` on.
+  void lift(const T* images, int64_t count, const Operand& v, int64_t row, bool pairs) const {
+    const int64_t parts = g.direct ? 1 : in_panels();  // patches take all channels at once
+    for (int64_t i = 0; i < count * parts; ++i) {
+      const int64_t image = i / parts;
       kernels.lift(
-          g, images + image * g.area() * g.in, i % lifted_parts(), v, image * g.rows, pairs);
-    });
+          g, images + image * g.area() * g.in, i % parts, v, row + image * g.rows, pairs);
+    }
   }
-  void lift_transposed(const Panels<T>& gv, int64_t count, T* images, T* scratches) const {
-    parallel(count * lifted_parts(), [&](int64_t i) {
-      const int64_t image = i / lifted_parts();
-      kernels.lift_transposed(
-          g, constant(gv), image * g.rows, i % lifted_parts(),
-          images + image * g.area() * g.in, scratch(scratches));
-    });
+  // Products V U of a group: use(image, panel, where that is among the products at hand).
+  template <typename Use>
+  void multiply(int64_t count, std::initializer_list<Sum<T>> sums, const Use& use) const {
+    for_products(count, g.depth, out_panels(), sums, use);
   }
-  // Sums of products V U: rows of `count` images times filters.
-  void multiply(std::initializer_list<Product> sum, int64_t count, const Panels<T>& m) const {
-    multiply_rows(sum, count, g.depth, out_panels(), m);
+  // Products Z U^T of a group, and from them the inputs' cotangents.
+  void multiply_flipped(int64_t count, const Sum<T>& sum, T* images, T* scratch) const {
+    for_products(
+        count, padded(g.out), in_panels(), {sum}, [&](int64_t image, int64_t panel, int64_t at) {
+          if (g.direct && panel > 0) return;  // the first stands for all
+          kernels.lift_transposed(
+              g, constant(sum.m), image * g.rows, at, present(g.in, panel),
+              images + image * g.area() * g.in + panel * kLanes<T>, scratch);
+        });
   }
-  // Sums of products Z U^T.
-  void multiply_flipped(
-      std::initializer_list<Product> sum, int64_t count, const Panels<T>& gv) const {
-    multiply_rows(sum, count, padded(g.out), in_panels(), gv);
-  }
-  // gU += sums of products V^T Z.
+  // gU += sums of products V^T Z over a chunk.
   void multiply_transposed(
       std::initializer_list<Product> sum, int64_t count, const Panels<T>& gu) const {
     const int64_t panels = in_panels();
@@ -179,38 +206,45 @@ class Convolution {
       std::fill_n(gu.data + q * gu.position, out_panels() * gu.panel, T(0));
     });
   }
-
-  // work(first image, number of images) for every chunk of a student's images.
-  template <typename Work>
-  void for_chunks(int64_t batch, const Work& work) const {
-    for (int64_t first = 0; first < batch; first += chunk) {
-      work(first, std::min(chunk, batch - first));
-    }
-  }
-  // work(image of the chunk, panel) for every panel of every image of a chunk's outputs.
-  template <typename Work>
-  void for_panels(int64_t count, const Work& work) const {
-    parallel(count * out_panels(), [&](int64_t i) { work(i / out_panels(), i % out_panels()); });
+  // An operand from another panel and row on.
+  Operand from(const Operand& x, int64_t panel, int64_t row) const {
+    const int64_t offset = (panel * x.panel + row * kLanes<T>) * kernels.element;
+    return {static_cast<char*>(x.data) + offset, x.position, x.panel};
   }
 
   const Kernels<T>& kernels;
   Grid g;
-  int64_t chunk;  // images at a time
+  int64_t chunk, group;  // images at a time
 
  private:
+  // Room for matrices. One more row between positions: else all would meet in the same cache sets.
   template <typename E>
   Panels<E> room(Arena& arena, int64_t rows, int64_t panels, int64_t element) const {
     const int64_t panel = rows * kLanes<T>, position = panels * panel + kLanes<T>;
     return {static_cast<E*>(arena.take(g.positions * position * element)), position, panel};
   }
-  void multiply_rows(
-      std::initializer_list<Product> sum, int64_t count, int64_t depth, int64_t panels,
-      const Panels<T>& m) const {
-    const int64_t rows = count * g.rows, tasks = at::divup(rows, kRowsATask);
-    parallel(g.positions * tasks, [&](int64_t i) {
-      const int64_t begin = i % tasks * kRowsATask, end = std::min(begin + kRowsATask, rows);
-      kernels.multiply(sum.begin(), sum.size(), i / tasks, begin, end, depth, panels, m, false);
-    });
+  Operand operand(Arena& arena, int64_t rows, int64_t panels) const {
+    return room<void>(arena, rows, panels, kernels.element);
+  }
+  template <typename Use>
+  void for_products(
+      int64_t count, int64_t depth, int64_t panels, std::initializer_list<Sum<T>> sums,
+      const Use& use) const {
+    for (int64_t first = 0; first < panels; first += wide()) {
+      const int64_t width = std::min(wide(), panels - first);
+      for (const Sum<T>& sum : sums) {
+        std::array<Product, 2> products;
+        std::transform(
+            sum.products.begin(), sum.products.end(), products.begin(),
+            [&](const Product& x) { return Product{x.a, from(x.b, first, 0)}; });
+        for (int64_t q = 0; q < g.positions; ++q) {
+          kernels.multiply(
+              products.data(), sum.products.size(), q, 0, count * g.rows, depth, width, sum.m,
+              false);
+        }
+      }
+      for (int64_t i = 0; i < count * width; ++i) use(i / width, first + i % width, i % width);
+    }
   }
 };
 

@@ -66,7 +66,8 @@ constexpr int64_t kScratch = 4;
 template <typename T>
 struct Normalise {
   Panels<const T> m;  // products to lower, or null where xhat is given
-  int64_t row, panel, count;
+  int64_t row, panel;  // of the products
+  int64_t count;
   const T *gamma, *beta;
   T *xhat, *rstd;
   T* p;  // null where not wanted
@@ -113,7 +114,8 @@ struct Kernels {
   // One panel of an image [H,W,in] (direct: the image) to rows, paired or not.
   void (*lift)(const Grid&, const T* image, int64_t panel, Operand v, int64_t row, bool pairs);
   void (*lift_transposed)(
-      const Grid&, Panels<const T> gv, int64_t row, int64_t panel, T* ga, T* scratch);
+      const Grid&, Panels<const T> gv, int64_t row, int64_t panel, int64_t count, T* ga,
+      T* scratch);
   // Filters [3,3,in,out] to a panel of U or of its transpose, and U's cotangent back to filters'.
   void (*filters)(const Grid&, const T* w, int64_t panel, Operand u);
   void (*filters_flipped)(const Grid&, const T* w, int64_t panel, Operand u);

@@ -88,9 +88,9 @@ struct Lifting {
   }
 
   static void lift_transposed(
-      const Grid& g, Panels<const T> gv, int64_t row, int64_t panel, T* ga, T* scratch) {
+      const Grid& g, Panels<const T> gv, int64_t row, int64_t panel, int64_t count, T* ga,
+      T* scratch) {
     if (g.direct) return lift_patches_transposed(g, gv, row, ga);
-    const int64_t count = present(g.in, panel);
     // the tiles' squares with a border of one: every pixel of them has a place
     const int64_t width = g.across * kTile + 2;
     const int64_t size = (g.down * kTile + 2) * width * kLength;
@@ -110,7 +110,7 @@ struct Lifting {
     for (int64_t y = 0; y < g.height; ++y) {
       for (int64_t x = 0; x < g.width; ++x) {
         Row::load(scratch + ((y + 1) * width + x + 1) * kLength)
-            .store(ga + (y * g.width + x) * g.in + panel * kLength, count);
+            .store(ga + (y * g.width + x) * g.in, count);
       }
     }
   }

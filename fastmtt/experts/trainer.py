@@ -54,6 +54,8 @@ def description(recipe: Recipe, strategy: str, seed: int, held_out: int) -> dict
     }
     if held_out:
         made["held_out"] = held_out
+    if recipe.precision != "fp32":
+        made["precision"] = recipe.precision
     if recipe.sharpness is not None:
         made |= asdict(recipe.sharpness)
     return made if recipe.schedule is None else made | recipe.schedule.describe()
@@ -103,7 +105,7 @@ def train_experts(
     def make() -> nn.Module:
         return make_network(network, image_shape=dataset.image_shape, classes=len(dataset.classes))
 
-    student = make_student(make(), dataset.image_shape)
+    student = make_student(make(), dataset.image_shape, precision=recipe.precision)
     examples = Examples(dataset.train_images, dataset.train_labels)
     begun = {e: _begin(store, e, make, seed, student.size, recipe.epochs) for e in experts}
     groups = list(_groups(experts, begun, at_once))

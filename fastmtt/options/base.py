@@ -9,7 +9,7 @@ from fastmtt.ranges import check_ranges
 # Keys by subject, in the order of --help.
 DATA = "dataset data_path subset res download zca"
 NETWORK = "model dsa dsa_strategy batch_train"
-MACHINE = "device backend threads seed"
+MACHINE = "device backend precision threads seed"
 CURRICULUM = (
     "init_ratio add_end_epoch rm_epoch_first rm_epoch_second rm_easy_ratio_first "
     "rm_easy_ratio_second"
@@ -39,6 +39,7 @@ class BaseConfig:
         batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>; DATM's list of GPUs is read as auto.
         backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
+        precision: What convolutions multiply: fp32, or bf16, which sums in fp32 and is faster.
         threads: CPU threads (null, as torch chooses).
         seed: Seed of every draw; two runs with one seed are equal to the bit.
         resume: Go on where a killed run stopped, to the bits it would have reached.
@@ -57,6 +58,7 @@ class BaseConfig:
     batch_train: int = 256
     device: str = "auto"
     backend: Literal["reference", "cpu"] | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
     threads: int | None = None
     seed: int = 0
     resume: bool = False

@@ -35,6 +35,7 @@ class EvaluateConfig:
         batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>.
         backend: Force one backend: reference or cpu.
+        precision: What convolutions multiply: fp32 or bf16.
         threads: CPU threads.
         seed: Seed of every draw.
         num_eval: Networks trained [MTT].
@@ -69,6 +70,7 @@ class EvaluateConfig:
     batch_train: int | None = None
     device: str | None = None
     backend: Literal["reference", "cpu"] | None = None
+    precision: Literal["fp32", "bf16"] | None = None
     threads: int | None = None
     seed: int | None = None
     num_eval: int = 5
