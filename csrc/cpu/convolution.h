@@ -194,11 +194,17 @@ class Convolution {
   // gU += sums of products V^T Z over a chunk.
   void multiply_transposed(
       std::initializer_list<Product> sum, int64_t count, const Panels<T>& gu) const {
-    const int64_t panels = in_panels();
-    parallel(g.positions * panels, [&](int64_t i) {
+    const int64_t rows = in_panels(), columns = at::divup(out_panels(), kWide);
+    parallel(g.positions * rows * columns, [&](int64_t i) {
+      const int64_t row = i / columns % rows, column = i % columns * kWide;
+      std::array<Product, 2> products;
+      std::transform(sum.begin(), sum.end(), products.begin(), [&](const Product& x) {
+        return Product{x.a, from(x.b, column, 0)};
+      });
       kernels.multiply_transposed(
-          sum.begin(), sum.size(), i / panels, i % panels, i % panels + 1, count * g.rows,
-          out_panels(), gu);
+          products.data(), sum.size(), i / columns / rows, row, row + 1, count * g.rows,
+          std::min(kWide, out_panels() - column),
+          {gu.data + column * gu.panel, gu.position, gu.panel});
     });
   }
   void clear(const Panels<T>& gu) const {

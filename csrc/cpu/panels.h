@@ -16,19 +16,27 @@ namespace {
 template <typename T>
 struct Panel {
   typedef T Native __attribute__((vector_size(FASTMTT_VECTOR_BYTES)));
+  // Anywhere in memory. Copied one by one: a whole Panel would go through the stack.
+  typedef T Anywhere __attribute__((vector_size(FASTMTT_VECTOR_BYTES), aligned(alignof(T)),
+                                    may_alias));
   static constexpr int kNatives = kPanelBytes / FASTMTT_VECTOR_BYTES;
   static constexpr int kLength = kLanes<T>;
+  static constexpr int kEach = kLength / kNatives;
 
   Native v[kNatives];
 
+  // All lanes alike. Less zero, not plus: that would turn -0 to 0, and cost an addition.
+  FASTMTT_INLINE_HERE static Native same(T x) { return x - Native{}; }
   FASTMTT_INLINE_HERE static Panel all(T x) {
     Panel r;
-    FASTMTT_UNROLL for (int i = 0; i < kNatives; ++i) r.v[i] = Native{} + x;
+    FASTMTT_UNROLL for (int i = 0; i < kNatives; ++i) r.v[i] = same(x);
     return r;
   }
   FASTMTT_INLINE_HERE static Panel load(const T* from) {
     Panel r;
-    __builtin_memcpy(&r, from, sizeof r);
+    FASTMTT_UNROLL for (int i = 0; i < kNatives; ++i) {
+      r.v[i] = *reinterpret_cast<const Anywhere*>(from + i * kEach);
+    }
     return r;
   }
   // The first `count` lanes, the others zero.
@@ -38,7 +46,11 @@ struct Panel {
     for (int64_t l = 0; l < count; ++l) lanes[l] = from[l];
     return load(lanes);
   }
-  FASTMTT_INLINE_HERE void store(T* to) const { __builtin_memcpy(to, this, sizeof *this); }
+  FASTMTT_INLINE_HERE void store(T* to) const {
+    FASTMTT_UNROLL for (int i = 0; i < kNatives; ++i) {
+      *reinterpret_cast<Anywhere*>(to + i * kEach) = v[i];
+    }
+  }
   FASTMTT_INLINE_HERE void store(T* to, int64_t count) const {
     if (count == kLength) return store(to);
     T lanes[kLength];
@@ -91,7 +103,7 @@ template <typename T>
 FASTMTT_INLINE_HERE Panel<T> fused(T x, const Panel<T>& a, const Panel<T>& b) {
   Panel<T> r;
   FASTMTT_UNROLL for (int i = 0; i < Panel<T>::kNatives; ++i) {
-    r.v[i] = fused(typename Panel<T>::Native{} + x, a.v[i], b.v[i]);
+    r.v[i] = fused(Panel<T>::same(x), a.v[i], b.v[i]);
   }
   return r;
 }

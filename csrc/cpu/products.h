@@ -24,7 +24,7 @@ constexpr int kWidest = FASTMTT_REGISTERS == 32 ? 4 : 1;  // panels at a time
 
 template <typename T>
 FASTMTT_INLINE_HERE void add_products(T x, const Panel<T>& b, typename Panel<T>::Native* sums) {
-  const typename Panel<T>::Native all = typename Panel<T>::Native{} + x;
+  const auto all = Panel<T>::same(x);
   FASTMTT_UNROLL for (int i = 0; i < Panel<T>::kNatives; ++i) {
     sums[i] = fused(all, b.v[i], sums[i]);
   }
