@@ -67,6 +67,23 @@ def test_float32_errs_at_most_twice_as_much_as_torch(case):
         assert got <= allowed, f"{name}: {ours[name]} against torch's {torchs[name]}"
 
 
+@pytest.mark.parametrize("case", sorted(FAST_LAYOUT))
+def test_bf16_turns_the_gradient_at_most_twice_as_much_as_autocast(case):
+    """By 1 - cosine of the images' gradient; every entry is off by some percent in either."""
+    ours, torchs = [], []
+    for seed in range(5):
+        p = problem(case, seed)
+        _, truth = p.naive()
+        _, single = p.ours(torch.float32, precision="bf16")
+        with torch.autocast("cpu", torch.bfloat16):
+            _, autocast = p.naive(torch.float32)
+        for errors, found in ((ours, single), (torchs, autocast)):
+            a, b = found["images"].double().flatten(), truth["images"].flatten()
+            errors.append(1 - float(a @ b / (a.norm() * b.norm())))
+        assert single["start"].dtype == torch.float32
+    assert 1e-5 < median(ours) <= TIMES_TORCH * median(torchs), f"{ours} against {torchs}"
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_float32_with_the_masks_of_float64(case):
     p = problem(case)
