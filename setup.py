@@ -53,7 +53,9 @@ def compile_flags(toolkit) -> dict[str, list[str]]:
     extra = toolkit.extra_includes if toolkit else ()
     headers = [flag for folder in extra for flag in ("-isystem", str(folder))]
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
-    return {"cxx": ["-O3", "-ffp-contract=off", "-Wall", *openmp, *headers], "nvcc": ["-O3", *headers]}
+    # nothing fused behind our back: what two kernels compute must have the same bits in both
+    cxx = ["-O3", "-ffp-contract=off", "-Wall", *openmp, *headers]
+    return {"cxx": cxx, "nvcc": ["-O3", *headers]}
 
 
 def write_facts(cuda: str, flags: list[str]) -> None:

@@ -58,9 +58,7 @@ class Distillation:
             dataset.image_shape,
             None if config.no_aug else augment,
         )
-        self.student = make_student(
-            self.network, dataset.image_shape, precision=config.precision
-        )
+        self.student = make_student(self.network, dataset.image_shape, precision=config.precision)
         self.matcher = TrajectoryMatcher(
             self.network,
             steps=config.syn_steps,

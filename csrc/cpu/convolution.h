@@ -85,7 +85,7 @@ template <typename T>
 class Convolution {
  public:
   // A convolution of less than a panel of channels is a network's first and small: in float32
-  // always, it takes a sixth of bfloat16's error off a meta-gradient for a fiftieth of the time.
+  // always, it takes a sixth of bfloat16's error off a meta-gradient for a fifteenth of the time.
   // operands, products: how many lifted images and products an op holds at a time.
   Convolution(const Block& block, int64_t operands, int64_t products)
       : kernels(fastmtt::kernels<T>(block.bf16 && block.in >= kLanes<T>)) {

@@ -86,9 +86,9 @@ def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
     Args:
         op: its name.
         *args: all its arguments.
-        into: tensors to write the results into, contiguous (a block's: for each student), which are returned in place of fresh
-            ones; one for a result not asked for is left alone. Further tensors are room that a
-            compiled op may work in.
+        into: tensors to write the results into, contiguous (a block's for each student), which are
+            returned in place of fresh ones; one for a result not asked for is left alone. Further
+            tensors are room that a compiled op may work in.
     """
     compiled_serves = _compiled_serves(op, args if into is None else (*args, *into))
     if into is None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +10,10 @@ from torch import Tensor, nn
 from fastmtt import ops
 from fastmtt.student.base import EVERYTHING, Needs, Student, TapeOption
 from fastmtt.student.heads import LossFunction, make_head
+from fastmtt.student.packing import Block, packed_order, split_packed
+from fastmtt.student.parts import Part, joined, parts_of
 from fastmtt.student.room import Room, Tape
 from fastmtt.student.structure import Structure
-
-# Of one large plane of a part: with the few that are in use at a time it fits an ordinary server's
-# last-level cache. Larger parts gain nothing, smaller ones transform the filters more often.
-_PART_BYTES = 2**23
-
-
-class _Block(NamedTuple):
-    """One block's slices of packed vectors: weights, their bias, the norm's scale and shift."""
-
-    w: Tensor
-    bias: Tensor
-    gamma: Tensor
-    beta: Tensor
 
 
 class ConvNetStudent(Student):
@@ -61,7 +48,7 @@ class ConvNetStudent(Student):
         self.classes = structure.classes if loss_fn is None else None
         self.bf16 = bf16
         self.room = Room() if room is None else room
-        self._order, self._inverse = _packed_order(structure)
+        self._order, self._inverse = packed_order(structure)
 
     def pack(self, flat: Tensor) -> Tensor:
         """See :meth:`Student.pack`."""
@@ -156,7 +143,7 @@ class ConvNetStudent(Student):
                 part.add(place, hv)
             gx.append(part.scaled(part_gx))
             gy.append(part.scaled(part_gy))
-        return hv if "theta" in needs else None, _joined(gx), _joined(gy)
+        return hv if "theta" in needs else None, joined(gx), joined(gy)
 
     def _tangent(
         self,
@@ -292,25 +279,19 @@ class ConvNetStudent(Student):
             ]
         return sorted(options, key=lambda option: -option.flops / option.bytes)
 
-    def _parts(self, x: Tensor) -> list[_Part]:
-        """The batch in parts whose planes stay in the last-level cache between the passes.
-
-        They do not depend on S: what one student computes must not depend on its company.
-        """
+    def _parts(self, x: Tensor) -> list[Part]:
         batch, border = x.shape[1], 2 * self.structure.border
-        image = (x.shape[3] + border) * (x.shape[4] + border) * self.structure.channels[1]
-        most = max(1, _PART_BYTES // (image * x.element_size()))
-        count = -(-batch // most) if self.head.separable else 1
-        size = -(-batch // count)
-        firsts = range(0, batch, size)
-        return [_Part(n, first, min(first + size, batch), batch) for n, first in enumerate(firsts)]
+        if not self.head.separable:
+            return [Part(0, 0, batch, batch)]
+        area = (x.shape[3] + border) * (x.shape[4] + border)
+        return parts_of(batch, area * self.structure.channels[1] * x.element_size())
 
     @property
     def _scratch(self) -> Tensor:
         return self.room.scratch(self._order)
 
     def _run(
-        self, i: int, a: Tensor, block: _Block, room: Room, part: int | None
+        self, i: int, a: Tensor, block: Block, room: Room, part: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Block i's pooled output, normalised output and 1/std."""
         places = self._outputs(i, a, block, room, part)
@@ -320,7 +301,7 @@ class ConvNetStudent(Student):
         return places
 
     def _outputs(
-        self, i: int, a: Tensor, block: _Block, room: Room, part: int | None
+        self, i: int, a: Tensor, block: Block, room: Room, part: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Places for block i's pooled output, normalised output and 1/std, the latter in room."""
         students, images, height, width, _ = a.shape
@@ -350,76 +331,5 @@ class ConvNetStudent(Student):
         inner = g[..., border : g.shape[-2] - border, border : g.shape[-1] - border]
         return inner.clone(memory_format=torch.contiguous_format)
 
-    def _split(self, packed: Tensor) -> tuple[list[_Block], Tensor, Tensor]:
-        """Views of packed vectors [S,P]: the blocks, the classifier's W [S,K,D] and b [S,K]."""
-        students, offset = packed.shape[0], 0
-
-        def take(*shape: int) -> Tensor:
-            nonlocal offset
-            start = offset
-            offset += torch.Size(shape).numel()
-            return packed[:, start:offset].view(students, *shape)
-
-        channels = self.structure.channels
-        blocks = [
-            _Block(take(3, 3, c_in, c_out), take(c_out), take(c_out), take(c_out))
-            for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)
-        ]
-        height, width = self.structure.grid
-        w = take(self.structure.classes, height * width * channels[-1])
-        return blocks, w, take(self.structure.classes)
-
-
-class _Part(NamedTuple):
-    """Images first .. last of a batch, by themselves: gradients of their mean, with their weight."""
-
-    number: int
-    first: int
-    last: int
-    batch: int
-
-    @property
-    def weight(self) -> float:
-        return (self.last - self.first) / self.batch
-
-    def of(self, t: Tensor) -> Tensor:
-        return t[:, self.first : self.last]
-
-    def scaled(self, g: Tensor | None) -> Tensor | None:
-        return g if g is None or self.weight == 1 else g.mul_(self.weight)
-
-    def add(self, g: Tensor, total: Tensor) -> None:
-        """Add this part's gradient to the batch's, which holds the first part's as it is."""
-        if g is total:
-            self.scaled(g)
-        else:
-            total.add_(g, alpha=self.weight)
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    found = [part for part in parts if part is not None]
-    if not found:
-        return None
-    return found[0] if len(found) == 1 else torch.cat(found, 1)
-
-
-@cache
-@torch.inference_mode(False)  # kept for good: an inference tensor would spoil later training
-def _packed_order(structure: Structure) -> tuple[Tensor, Tensor]:
-    """Position in the public flat vector of each packed entry, int64 [P], and the inverse."""
-    pieces, offset = [], 0
-
-    def take(*shape: int) -> Tensor:
-        nonlocal offset
-        start = offset
-        offset += torch.Size(shape).numel()
-        return torch.arange(start, offset).view(shape)
-
-    channels = structure.channels
-    for c_in, c_out in zip(channels[:-1], channels[1:], strict=True):
-        pieces += [take(c_out, c_in, 3, 3).permute(2, 3, 1, 0)]
-        pieces += [take(c_out), take(c_out), take(c_out)]
-    pieces += [take(structure.classes, channels[-1], *structure.grid).permute(0, 2, 3, 1)]
-    pieces += [take(structure.classes)]
-    order = torch.cat([piece.reshape(-1) for piece in pieces])
-    return order, order.argsort()
+    def _split(self, packed: Tensor) -> tuple[list[Block], Tensor, Tensor]:
+        return split_packed(packed, self.structure)

@@ -156,8 +156,8 @@ def away_from_the_kink(shape):
 
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3], (2, 3, 9, 7, 24, 40), (1, 4, 7, 5, 3, 5)])
 def test_bf16_errs_as_bfloat16_does(shape):
-    """In norm, by what the reference's rounding costs: as much, and six times where Winograd's tiles
-    are rounded after their transform. tests/test_precision.py judges the meta-gradient."""
+    """In norm, by what the reference's rounding costs: twice as much, and six times where Winograd
+    rounds transformed tiles. tests/test_precision.py judges the meta-gradient."""
     times = 6 if shape[4] >= 16 else TIMES_TORCH
     narrow = away_from_the_kink(shape)
     wide = {name: value.double() for name, value in narrow.items()}

@@ -1,0 +1,62 @@
+"""The order in which the ConvNet student holds its weights: what the ops want, laid end to end."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmtt.student.structure import Structure
+
+
+class Block(NamedTuple):
+    """One block's slices of packed vectors: weights, their bias, the norm's scale and shift."""
+
+    w: Tensor
+    bias: Tensor
+    gamma: Tensor
+    beta: Tensor
+
+
+def split_packed(packed: Tensor, structure: Structure) -> tuple[list[Block], Tensor, Tensor]:
+    """Views of packed vectors [S,P]: the blocks, the classifier's W [S,K,D] and b [S,K]."""
+    students, offset = packed.shape[0], 0
+
+    def take(*shape: int) -> Tensor:
+        nonlocal offset
+        start = offset
+        offset += torch.Size(shape).numel()
+        return packed[:, start:offset].view(students, *shape)
+
+    channels = structure.channels
+    blocks = [
+        Block(take(3, 3, c_in, c_out), take(c_out), take(c_out), take(c_out))
+        for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)
+    ]
+    height, width = structure.grid
+    w = take(structure.classes, height * width * channels[-1])
+    return blocks, w, take(structure.classes)
+
+
+@cache
+@torch.inference_mode(False)  # kept for good: an inference tensor would spoil later training
+def packed_order(structure: Structure) -> tuple[Tensor, Tensor]:
+    """Position in the public flat vector of each packed entry, int64 [P], and the inverse."""
+    pieces, offset = [], 0
+
+    def take(*shape: int) -> Tensor:
+        nonlocal offset
+        start = offset
+        offset += torch.Size(shape).numel()
+        return torch.arange(start, offset).view(shape)
+
+    channels = structure.channels
+    for c_in, c_out in zip(channels[:-1], channels[1:], strict=True):
+        pieces += [take(c_out, c_in, 3, 3).permute(2, 3, 1, 0)]
+        pieces += [take(c_out), take(c_out), take(c_out)]
+    pieces += [take(structure.classes, channels[-1], *structure.grid).permute(0, 2, 3, 1)]
+    pieces += [take(structure.classes)]
+    order = torch.cat([piece.reshape(-1) for piece in pieces])
+    return order, order.argsort()
