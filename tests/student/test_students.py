@@ -1,6 +1,7 @@
 """The two verbs of both students against torch.func, one student at a time."""
 
 import itertools
+import math
 
 import naive
 import networks
@@ -11,7 +12,7 @@ from compare import assert_close
 from tolerances import FORMULA
 from torch import nn
 
-from fastmtt.student import ConvNetStudent, ModuleStudent, Tape, make_student
+from fastmtt.student import ConvNetStudent, ModuleStudent, Tape, make_student, parts
 from fastmtt.student.zoo import ConvNet
 
 NETWORKS = {
@@ -141,6 +142,28 @@ def test_every_tape_gives_the_same_bits(network, needs):
             got = c.student.tangent(v, c.theta, c.x, c.y, tape, needs)
             for g, w in zip(got, want, strict=True):
                 assert g is w is None or torch.equal(g, w)
+
+
+@pytest.mark.parametrize("network", ["depth 1", "depth 3", "28x28"])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_batch_in_parts_is_the_batch(network, kind, monkeypatch):
+    """Three images as two and one: the verbs of the whole batch, the same bits for every tape."""
+    c = Case(network, kind)
+    v = c.student.pack(c.v)
+    whole = [*c.student.gradient(c.theta, c.x, c.y), *c.student.tangent(v, c.theta, c.x, c.y)]
+    outputs = c.student.logits(c.theta, c.x)
+    plane = [*c.student._images(c.x).shape[2:4], c.student.structure.channels[1], 8]
+    monkeypatch.setattr(parts, "_PART_BYTES", 2 * math.prod(plane))
+    assert [part.weight for part in c.student._parts(c.x)] == [2 / 3, 1 / 3]
+    in_parts = [*c.student.gradient(c.theta, c.x, c.y), *c.student.tangent(v, c.theta, c.x, c.y)]
+    for got, want in zip(in_parts, whole, strict=True):
+        assert got is want is None or assert_close(got, want, FORMULA) is None
+    assert_close(c.student.logits(c.theta, c.x), outputs, FORMULA)
+    tape = Tape(frozenset(option.key for option in c.student.tape_options(c.x[0])))
+    c.student.gradient(c.theta, c.x, c.y, tape)
+    kept = c.student.tangent(v, c.theta, c.x, c.y, tape)
+    for got, want in zip(kept, in_parts[2:], strict=True):
+        assert got is want is None or torch.equal(got, want)
 
 
 def test_tape_options_of_the_standard_convnet_save_what_a_table_by_hand_says():
