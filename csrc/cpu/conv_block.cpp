@@ -127,7 +127,6 @@ void conv_block_backward_into(
     const auto gas = write<T>(ga), gws = write<T>(gw);
     for (int64_t s = 0; s < block.students; ++s) {
       if (need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
-      if (need_parameters) conv.clear(buffers.gu);
       conv.for_chunks(block.batch, [&](int64_t chunk, int64_t images) {
         conv.for_groups(images, [&](int64_t first, int64_t count, int thread) {
           const auto& own = buffers.own[thread];
@@ -162,7 +161,7 @@ void conv_block_backward_into(
           }
         });
         if (need_parameters) {
-          conv.multiply_transposed({{buffers.v, buffers.z_pairs}}, images, buffers.gu);
+          conv.multiply_transposed({{buffers.v, buffers.z_pairs}}, images, buffers.gu, chunk > 0);
         }
       });
       if (need_parameters) {

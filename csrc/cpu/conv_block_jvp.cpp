@@ -187,7 +187,6 @@ void conv_block_backward_jvp_into(
     for (int64_t s = 0; s < block.students; ++s) {
       if (need_a_dot || need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
       if (need_a_dot) conv.to_flipped(read<T>(w_dot)[s], buffers.u_dot);
-      if (need_parameters) conv.clear(buffers.gu);
       conv.for_chunks(block.batch, [&](int64_t chunk, int64_t images) {
         conv.for_groups(images, [&](int64_t first, int64_t count, int thread) {
           const auto& own = buffers.own[thread];
@@ -236,9 +235,9 @@ void conv_block_backward_jvp_into(
         if (two_terms) {
           conv.multiply_transposed(
               {{buffers.v, buffers.z_dot_pairs}, {buffers.v_dot, buffers.z_pairs}}, images,
-              buffers.gu);
+              buffers.gu, chunk > 0);
         } else if (need_parameters) {
-          conv.multiply_transposed({{buffers.v, buffers.z_dot_pairs}}, images, buffers.gu);
+          conv.multiply_transposed({{buffers.v, buffers.z_dot_pairs}}, images, buffers.gu, chunk > 0);
         }
       });
       if (need_parameters) {

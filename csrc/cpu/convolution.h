@@ -23,7 +23,7 @@ namespace fastmtt {
 constexpr int64_t kChunkBytes = int64_t(1) << 22;
 // A group of images is what one thread takes through a whole op by itself, in its second-level
 // cache, `kWide` panels of products at a time.
-constexpr int64_t kGroupBytes = 900 << 10;
+const int64_t kGroupBytes = (getenv("GB") ? atoi(getenv("GB")) : 900) << 10;
 constexpr int64_t kWide = 4;
 
 template <typename T>
@@ -88,7 +88,7 @@ class Convolution {
   // always, it takes a sixth of bfloat16's error off a meta-gradient for a fifteenth of the time.
   // operands, products: how many lifted images and products an op holds at a time.
   Convolution(const Block& block, int64_t operands, int64_t products)
-      : kernels(fastmtt::kernels<T>(block.bf16 && block.in >= kLanes<T>)) {
+      : kernels(fastmtt::kernels<T>(block.bf16)) {
     g.height = block.height;
     g.width = block.width;
     g.in = block.in;
@@ -99,11 +99,12 @@ class Convolution {
     g.across = g.direct ? block.width : at::divup(block.width, kTile);
     g.rows = padded(g.down * g.across);
     g.depth = padded(g.direct ? 9 * block.in : block.in);
-    const int64_t panel = g.positions * g.rows * kPanelBytes;  // of an image
+    const int64_t panel = g.positions * g.rows * kLanes<T>;  // of an image, in elements
     const int64_t widest = std::max(in_panels(), out_panels());
-    const int64_t most = std::max<int64_t>(1, kChunkBytes / (panel * widest));
+    const int64_t most = std::max<int64_t>(1, kChunkBytes / (panel * widest * sizeof(T)));
     chunk = at::divup(block.batch, at::divup(block.batch, most));
-    const int64_t held = panel * (operands * widest + products * wide());
+    const int64_t held =
+        panel * (operands * widest * kernels.element + products * wide() * sizeof(T));
     group = std::clamp<int64_t>(kGroupBytes / held, 1, chunk);
   }
 
@@ -139,14 +140,14 @@ class Convolution {
   }
 
   void to_filters(const T* w, const Operand& u) const {
-    parallel(out_panels(), [&](int64_t panel) { kernels.filters(g, w, panel, u); });
+    parallel(in_panels(), [&](int64_t block) { kernels.filters(g, w, block, u); });
   }
   void to_flipped(const T* w, const Operand& u) const {
-    parallel(in_panels(), [&](int64_t panel) { kernels.filters_flipped(g, w, panel, u); });
+    parallel(in_panels(), [&](int64_t block) { kernels.filters_flipped(g, w, block, u); });
   }
   void from_filters(const Panels<T>& gu, T* gw) const {
-    parallel(out_panels(), [&](int64_t panel) {
-      kernels.filters_transposed(g, constant(gu), panel, gw);
+    parallel(in_panels(), [&](int64_t block) {
+      kernels.filters_transposed(g, constant(gu), block, gw);
     });
   }
 
@@ -193,9 +194,9 @@ class Convolution {
               images + image * g.area() * g.in + panel * kLanes<T>, scratch);
         });
   }
-  // gU += sums of products V^T Z over a chunk.
+  // gU = (gU if add) + sums of products V^T Z over a chunk.
   void multiply_transposed(
-      std::initializer_list<Product> sum, int64_t count, const Panels<T>& gu) const {
+      std::initializer_list<Product> sum, int64_t count, const Panels<T>& gu, bool add) const {
     const int64_t rows = in_panels(), columns = at::divup(out_panels(), kWide);
     parallel(g.positions * rows * columns, [&](int64_t i) {
       const int64_t row = i / columns % rows, column = i % columns * kWide;
@@ -206,12 +207,7 @@ class Convolution {
       kernels.multiply_transposed(
           products.data(), sum.size(), i / columns / rows, row, row + 1, count * g.rows,
           std::min(kWide, out_panels() - column),
-          {gu.data + column * gu.panel, gu.position, gu.panel});
-    });
-  }
-  void clear(const Panels<T>& gu) const {
-    parallel(g.positions, [&](int64_t q) {
-      std::fill_n(gu.data + q * gu.position, out_panels() * gu.panel, T(0));
+          {gu.data + column * gu.panel, gu.position, gu.panel}, add);
     });
   }
   // An operand from another panel and row on.
@@ -225,10 +221,10 @@ class Convolution {
   int64_t chunk, group;  // images at a time
 
  private:
-  // Room for matrices. One more row between positions: else all would meet in the same cache sets.
+  // Room for matrices. A cache line between positions: else all would meet in the same cache sets.
   template <typename E>
   Panels<E> room(Arena& arena, int64_t rows, int64_t panels, int64_t element) const {
-    const int64_t panel = rows * kLanes<T>, position = panels * panel + kLanes<T>;
+    const int64_t panel = rows * kLanes<T>, position = panels * panel + kPanelBytes / element;
     return {static_cast<E*>(arena.take(g.positions * position * element)), position, panel};
   }
   Operand operand(Arena& arena, int64_t rows, int64_t panels) const {

@@ -106,20 +106,22 @@ struct Kernels {
   void (*multiply)(
       const Product* products, int64_t count, int64_t position, int64_t begin, int64_t end,
       int64_t depth, int64_t panels, Panels<T> c, bool add);
-  // c[n][m] += sum over products and rows k of a[k,m] b[k,n], m in the panels begin .. end of a
+  // c[n][m] = (c[n][m] if add) + sum over products and rows k of a[k,m] b[k,n], for m in the panels
+  // begin .. end of a
   void (*multiply_transposed)(
       const Product* products, int64_t count, int64_t position, int64_t begin, int64_t end,
-      int64_t rows, int64_t panels, Panels<T> c);
+      int64_t rows, int64_t panels, Panels<T> c, bool add);
 
   // One panel of an image [H,W,in] (direct: the image) to rows, paired or not.
   void (*lift)(const Grid&, const T* image, int64_t panel, Operand v, int64_t row, bool pairs);
   void (*lift_transposed)(
       const Grid&, Panels<const T> gv, int64_t row, int64_t panel, int64_t count, T* ga,
       T* scratch);
-  // Filters [3,3,in,out] to a panel of U or of its transpose, and U's cotangent back to filters'.
-  void (*filters)(const Grid&, const T* w, int64_t panel, Operand u);
-  void (*filters_flipped)(const Grid&, const T* w, int64_t panel, Operand u);
-  void (*filters_transposed)(const Grid&, Panels<const T> gu, int64_t panel, T* gw);
+  // Filters [3,3,in,out] to a panel's length of rows of U, or of columns of its transpose, and U's
+  // cotangent back to filters'.
+  void (*filters)(const Grid&, const T* w, int64_t block, Operand u);
+  void (*filters_flipped)(const Grid&, const T* w, int64_t block, Operand u);
+  void (*filters_transposed)(const Grid&, Panels<const T> gu, int64_t block, T* gw);
 
   void (*normalise)(const Grid&, const Normalise<T>&);
   void (*normalise_jvp)(const Grid&, const Normalise<T>&, const NormaliseJvp<T>&);

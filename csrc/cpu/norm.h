@@ -31,53 +31,32 @@ struct Total {
   }
 };
 
-// totals[k] = sum over the pixels of term(y, x, out)[k]: a row's in T, in kAtOnce chains that hide
-// the adder's latency, rows in double.
-template <typename T, int K, typename Term>
-FASTMTT_INLINE_HERE void sum_pixels(
-    int64_t height, int64_t width, Total<T>* totals, const Term& term) {
-  constexpr int kAtOnce = K == 1 ? 4 : 2;
-  for (int64_t y = 0; y < height; ++y) {
-    Panel<T> sums[kAtOnce][K];
-    for (auto& chain : sums) {
-      for (auto& sum : chain) sum = Panel<T>::all(0);
-    }
-    int64_t x = 0;
-    for (; x + kAtOnce <= width; x += kAtOnce) {
-      FASTMTT_UNROLL for (int i = 0; i < kAtOnce; ++i) {
-        Panel<T> terms[K];
-        term(y, x + i, terms);
-        FASTMTT_UNROLL for (int k = 0; k < K; ++k) sums[i][k] = sums[i][k] + terms[k];
-      }
-    }
-    for (; x < width; ++x) {
-      Panel<T> terms[K];
-      term(y, x, terms);
-      for (int k = 0; k < K; ++k) sums[0][k] = sums[0][k] + terms[k];
-    }
-    for (int k = 0; k < K; ++k) {
-      for (int i = 1; i < kAtOnce; ++i) sums[0][k] = sums[0][k] + sums[i][k];
-      totals[k].add(sums[0][k]);
+// Sums over a row of pixels in T, in two chains that hide the adder's latency, added to totals.
+template <typename T, int K>
+struct RowSums {
+  Panel<T> chain[2][K];
+
+  FASTMTT_INLINE_HERE RowSums() {
+    for (auto& sums : chain) {
+      for (auto& sum : sums) sum = Panel<T>::all(0);
     }
   }
-}
+  FASTMTT_INLINE_HERE void add_to(Total<T>* totals) const {
+    for (int k = 0; k < K; ++k) totals[k].add(chain[0][k] + chain[1][k]);
+  }
+};
 
 // The affine output, whose sign is the ReLU's mask: every pass has to see the same.
 template <typename T>
 FASTMTT_INLINE_HERE Panel<T> affine(
     const Panel<T>& xhat, const Panel<T>& gamma, const Panel<T>& beta) {
-  return xhat * gamma + beta;
+  return fused(xhat, gamma, beta);
 }
 
 // Of a pool's four pixels, in one order: a recomputed output has the same bits.
 template <typename T>
 FASTMTT_INLINE_HERE Panel<T> average(const Panel<T>* n) {
   return T(0.25) * ((n[0] + n[1]) + (n[2] + n[3]));
-}
-
-template <typename T>
-FASTMTT_INLINE_HERE Panel<T> quarter(const Panel<T>& x) {
-  return T(0.25) * x;
 }
 
 template <typename Op>
@@ -113,29 +92,31 @@ struct Norm {
     Row mean, rstd;
   };
 
-  // In one pass: each row of pixels about its own mean, rows joined as Chan, Golub and LeVeque
+  // In one pass: each row of pixels about the mean so far, rows joined as Chan, Golub and LeVeque
   // (1983) do. No difference of large sums is taken.
   static Statistics statistics(const Grid& g, const T* z) {
     double mean[kLength] = {}, squares[kLength] = {};
+    Row about = Row::load(z);
     for (int64_t y = 0; y < g.height; ++y) {
       const T* row = z + y * g.width * kLength;
-      Total<T> sum[1], about[2];
-      sum_pixels<T, 1>(1, g.width, sum, [&](int64_t, int64_t x, Row* out) FASTMTT_HERE {
-        out[0] = Row::load(row + x * kLength);
+      RowSums<T, 2> sums;
+      for_row(g.width, [&](int64_t x, int chain) FASTMTT_HERE {
+        const Row off = Row::load(row + x * kLength) - about;
+        sums.chain[chain][0] = sums.chain[chain][0] + off;
+        sums.chain[chain][1] = fused(off, off, sums.chain[chain][1]);
       });
-      const Row middle = sum[0].mean(g.width);
-      sum_pixels<T, 2>(1, g.width, about, [&](int64_t, int64_t x, Row* out) FASTMTT_HERE {
-        out[0] = Row::load(row + x * kLength) - middle;
-        out[1] = out[0] * out[0];
-      });
-      T middles[kLength];
-      middle.store(middles);
+      Total<T> totals[2];
+      sums.add_to(totals);
+      T middle[kLength];
+      about.store(middle);
       for (int l = 0; l < kLength; ++l) {
-        const double rest = about[0].lane[l] / g.width;  // the middle is rounded
-        const double step = middles[l] + rest - mean[l];
+        const double rest = totals[0].lane[l] / g.width;
+        const double step = middle[l] + rest - mean[l];
         mean[l] += step / (y + 1);
-        squares[l] += about[1].lane[l] + (step * step * y / (y + 1) - rest * rest) * g.width;
+        squares[l] += totals[1].lane[l] + (step * step * y / (y + 1) - rest * rest) * g.width;
+        middle[l] = static_cast<T>(mean[l]);
       }
+      about = Row::load(middle);
     }
     T means[kLength], rstds[kLength];
     for (int l = 0; l < kLength; ++l) {
@@ -143,6 +124,16 @@ struct Norm {
       rstds[l] = static_cast<T>(1 / __builtin_sqrt(squares[l] / g.area() + kEps));
     }
     return {Row::load(means), Row::load(rstds)};
+  }
+
+  // work(x, chain) for the pixels of a row, in two chains.
+  template <typename Work>
+  FASTMTT_INLINE_HERE static void for_row(int64_t width, const Work& work) {
+    for (int64_t x = 0; x + 1 < width; x += 2) {
+      work(x, 0);
+      work(x + 1, 1);
+    }
+    if (width % 2 == 1) work(width - 1, 0);
   }
 
   // pool(y, x) for the first of every pool's four pixels, rest(y, x) for pixels in no pool.
@@ -191,12 +182,16 @@ struct Norm {
     const Row rstd = found.rstd;
     Total<T> totals[2];
     const auto sum = [&](const auto& value) FASTMTT_HERE {
-      sum_pixels<T, 2>(g.height, g.width, totals, [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
-        const Row here = value(y, x);
-        here.store(xhat + (y * g.width + x) * kLength);
-        out[0] = at(g, z_dot, y, x);
-        out[1] = out[0] * here;
-      });
+      for (int64_t y = 0; y < g.height; ++y) {
+        RowSums<T, 2> sums;
+        for_row(g.width, [&](int64_t x, int chain) FASTMTT_HERE {
+          const Row here = value(y, x), dot = at(g, z_dot, y, x);
+          here.store(xhat + (y * g.width + x) * kLength);
+          sums.chain[chain][0] = sums.chain[chain][0] + dot;
+          sums.chain[chain][1] = fused(dot, here, sums.chain[chain][1]);
+        });
+        sums.add_to(totals);
+      }
     };
     if (fresh) {
       rstd.store(n.rstd, n.count);
@@ -215,8 +210,9 @@ struct Norm {
     const Row gamma = Row::load(n.gamma, n.count), beta = Row::load(n.beta, n.count);
     const Row gamma_dot = Row::load(j.gamma_dot, n.count);
     const Row beta_dot = Row::load(j.beta_dot, n.count);
+    const Row minus_mean = none - rstd * mean, minus_correlation = none - rstd * correlation;
     const auto put = [&](int64_t y, int64_t x, const Row& here) FASTMTT_HERE {
-      const Row dot = rstd * (at(g, z_dot, y, x) - mean - here * correlation);
+      const Row dot = fused(rstd, at(g, z_dot, y, x), fused(minus_correlation, here, minus_mean));
       give(g, dot, j.xhat_dot, n.count, y, x);
       return dot;
     };
@@ -229,7 +225,7 @@ struct Norm {
             const Row dot = put(y + k / 2, x + k % 2, here);
             const Row value = affine(here, gamma, beta);
             active[k] = positive(value);
-            tangent[k] = where_positive(value, affine(here, gamma_dot, beta_dot) + dot * gamma);
+            tangent[k] = where_positive(value, fused(dot, gamma, affine(here, gamma_dot, beta_dot)));
           }
           average(active).store(n.p + pooled_at(g, y, x), n.count);
           average(tangent).store(j.p_dot + pooled_at(g, y, x), n.count);
@@ -237,20 +233,38 @@ struct Norm {
         [&](int64_t y, int64_t x) FASTMTT_HERE { put(y, x, at(g, xhat, y, x)); });
   }
 
-  // write(pixel's offset in a panel, pooled offset) where the pool reads, rest(offset) elsewhere
-  template <typename Write, typename Rest>
-  FASTMTT_INLINE_HERE static void for_pixels(const Grid& g, const Write& write, const Rest& rest) {
-    for (int64_t y = 0; y < g.height; ++y) {
-      const int64_t pooled = y < 2 * g.pooled_height() ? 2 * g.pooled_width() : 0;
-      for (int64_t x = 0; x < pooled; ++x) {
-        write((y * g.width + x) * kLength, pooled_at(g, y, x));
+  // add(y, x, pooled offset, sums) for the pixels that a pool reads.
+  template <int K, typename Add>
+  FASTMTT_INLINE_HERE static void sum_pools(const Grid& g, Total<T>* totals, const Add& add) {
+    for (int64_t y = 0; y < 2 * g.pooled_height(); ++y) {
+      RowSums<T, K> sums;
+      int64_t pooled = pooled_at(g, y, 0);
+      for (int64_t x = 0; x < 2 * g.pooled_width(); x += 2, pooled += g.out) {
+        add(y, x, pooled, sums.chain[0]);
+        add(y, x + 1, pooled, sums.chain[1]);
       }
-      for (int64_t x = pooled; x < g.width; ++x) rest((y * g.width + x) * kLength);
+      sums.add_to(totals);
     }
   }
 
+  // write(pixel's offset in a panel, pooled offset) where a pool reads, rest(offset) elsewhere
+  template <typename Write, typename Rest>
+  FASTMTT_INLINE_HERE static void for_pixels(const Grid& g, const Write& write, const Rest& rest) {
+    for (int64_t y = 0; y < g.height; ++y) {
+      const int64_t pools = y < 2 * g.pooled_height() ? 2 * g.pooled_width() : 0;
+      int64_t pixel = y * g.width * kLength, pooled = pooled_at(g, y, 0);
+      int64_t x = 0;
+      for (; x < pools; x += 2, pixel += 2 * kLength, pooled += g.out) {
+        write(pixel, pooled);
+        write(pixel + kLength, pooled);
+      }
+      for (; x < g.width; ++x, pixel += kLength) rest(pixel);
+    }
+  }
+
+  // A pool's cotangent goes to its four pixels in quarters: sums are taken of the whole.
   static void share(const Total<T>& total, int64_t count, double* to) {
-    for (int64_t l = 0; l < count; ++l) to[l] = total.lane[l];
+    for (int64_t l = 0; l < count; ++l) to[l] = 0.25 * total.lane[l];
   }
 
   // A pixel of an image, copied to the panel that later passes read.
@@ -267,35 +281,43 @@ struct Norm {
         [&](int64_t y, int64_t x) FASTMTT_HERE { gathered(g, image, count, y, x, panel); });
   }
 
+  // A cotangent of the convolution's output, linear in gp' (a pool's cotangent where the ReLU is
+  // open, else 0) and xhat, and its factors:
+  //   gz = gp gp' + xhat xhat + rest = gain (gp' / 4 - mean(gn) - xhat mean(gn * xhat))
+  struct Factors {
+    Row gp, xhat, rest;
+    Factors(const Row& gain, const Total<T>* totals, int64_t area)
+        : gp(T(0.25) * gain),
+          xhat(Row::all(0) - gp * totals[1].mean(area)),
+          rest(Row::all(0) - gp * totals[0].mean(area)) {}
+  };
+
   static void backward(const Grid& g, const Backward<T>& b) {
     T* xhat = b.scratch;
     T* gz = Lifting<Op>::place_for(g, b.z, b.row, b.panel, xhat + g.area() * kLength);
     const Row gamma = Row::load(b.gamma, b.count), beta = Row::load(b.beta, b.count);
-    const auto gn_at = [&](const Row& here, int64_t pooled) FASTMTT_HERE {
-      return where_positive(
-          affine(here, gamma, beta), quarter(Row::load(b.gp + pooled, b.count)));
+    const auto open = [&](const Row& here, int64_t pooled) FASTMTT_HERE {
+      return where_positive(affine(here, gamma, beta), Row::load(b.gp + pooled, b.count));
     };
     Total<T> totals[2];
-    sum_pixels<T, 2>(
-        2 * g.pooled_height(), 2 * g.pooled_width(), totals,
-        [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
-          const Row here = gathered(g, b.xhat, b.count, y, x, xhat);
-          out[0] = gn_at(here, pooled_at(g, y, x));
-          out[1] = out[0] * here;
-        });
+    sum_pools<2>(g, totals, [&](int64_t y, int64_t x, int64_t pooled, Row* sums) FASTMTT_HERE {
+      const Row here = gathered(g, b.xhat, b.count, y, x, xhat);
+      const Row gn = open(here, pooled);
+      sums[0] = sums[0] + gn;
+      sums[1] = fused(gn, here, sums[1]);
+    });
     gather_rest(g, b.xhat, b.count, xhat);
     share(totals[0], b.count, b.gbeta);
     share(totals[1], b.count, b.ggamma);
-    const Row mean = totals[0].mean(g.area()), correlation = totals[1].mean(g.area());
-    const Row scale = Row::load(b.rstd, b.count) * gamma;
+    const Factors f(Row::load(b.rstd, b.count) * gamma, totals, g.area());
     for_pixels(
         g,
         [&](int64_t at, int64_t pooled) FASTMTT_HERE {
           const Row here = Row::load(xhat + at);
-          (scale * (gn_at(here, pooled) - mean - here * correlation)).store(gz + at);
+          fused(f.gp, open(here, pooled), fused(f.xhat, here, f.rest)).store(gz + at);
         },
         [&](int64_t at) FASTMTT_HERE {
-          (scale * (Row::all(0) - mean - Row::load(xhat + at) * correlation)).store(gz + at);
+          fused(f.xhat, Row::load(xhat + at), f.rest).store(gz + at);
         });
     Lifting<Op>::lower_transposed(g, gz, b.z, b.z_pairs, b.row, b.panel);
   }
@@ -306,51 +328,46 @@ struct Norm {
     T* gz = Lifting<Op>::place_for(g, b.z, b.row, b.panel, xhat + 2 * size);
     T* gz_dot = Lifting<Op>::place_for(g, j.z_dot, b.row, b.panel, xhat + 3 * size);
     const Row gamma = Row::load(b.gamma, b.count), beta = Row::load(b.beta, b.count);
-    const auto cotangents = [&](const Row& here, int64_t pooled, Row* out) FASTMTT_HERE {
+    const auto open = [&](const Row& here, int64_t pooled, Row* gn) FASTMTT_HERE {
       const Row value = affine(here, gamma, beta);
-      out[0] = where_positive(value, quarter(Row::load(b.gp + pooled, b.count)));
-      out[1] = where_positive(value, quarter(Row::load(j.gp_dot + pooled, b.count)));
+      gn[0] = where_positive(value, Row::load(b.gp + pooled, b.count));
+      gn[1] = where_positive(value, Row::load(j.gp_dot + pooled, b.count));
     };
     Total<T> totals[4];
-    sum_pixels<T, 4>(
-        2 * g.pooled_height(), 2 * g.pooled_width(), totals,
-        [&](int64_t y, int64_t x, Row* out) FASTMTT_HERE {
-          const Row here = gathered(g, b.xhat, b.count, y, x, xhat);
-          const Row dot = gathered(g, j.xhat_dot, b.count, y, x, xhat_dot);
-          Row gn[2];
-          cotangents(here, pooled_at(g, y, x), gn);
-          out[0] = gn[0];
-          out[1] = gn[0] * here;
-          out[2] = gn[1];
-          out[3] = gn[1] * here + gn[0] * dot;
-        });
+    sum_pools<4>(g, totals, [&](int64_t y, int64_t x, int64_t pooled, Row* sums) FASTMTT_HERE {
+      const Row here = gathered(g, b.xhat, b.count, y, x, xhat);
+      const Row dot = gathered(g, j.xhat_dot, b.count, y, x, xhat_dot);
+      Row gn[2];
+      open(here, pooled, gn);
+      sums[0] = sums[0] + gn[0];
+      sums[1] = fused(gn[0], here, sums[1]);
+      sums[2] = sums[2] + gn[1];
+      sums[3] = fused(gn[1], here, fused(gn[0], dot, sums[3]));
+    });
     gather_rest(g, b.xhat, b.count, xhat);
     gather_rest(g, j.xhat_dot, b.count, xhat_dot);
     share(totals[2], b.count, b.gbeta);
     share(totals[3], b.count, b.ggamma);
-    const Row mean = totals[0].mean(g.area()), correlation = totals[1].mean(g.area());
-    const Row mean_dot = totals[2].mean(g.area()), correlation_dot = totals[3].mean(g.area());
     const Row rstd = Row::load(b.rstd, b.count), rstd_dot = Row::load(j.rstd_dot, b.count);
-    const Row scale = rstd * gamma;
-    const Row scale_dot = rstd_dot * gamma + rstd * Row::load(j.gamma_dot, b.count);
-    const auto write = [&](int64_t at, const Row* gn) FASTMTT_HERE {
+    const Row gain = rstd * gamma;
+    const Row gain_dot = fused(rstd, Row::load(j.gamma_dot, b.count), rstd_dot * gamma);
+    const Factors f(gain, totals, g.area());
+    const Factors by_gain(gain_dot, totals, g.area()), by_sums(gain, totals + 2, g.area());
+    const Row xhat_factor = by_gain.xhat + by_sums.xhat, rest = by_gain.rest + by_sums.rest;
+    const auto write = [&](int64_t at, const Row& gn, const Row& gn_dot) FASTMTT_HERE {
       const Row here = Row::load(xhat + at), dot = Row::load(xhat_dot + at);
-      const Row u = gn[0] - mean - here * correlation;  // as in backward: the same bits
-      const Row u_dot = gn[1] - mean_dot - dot * correlation - here * correlation_dot;
-      (scale * u).store(gz + at);
-      (scale_dot * u + scale * u_dot).store(gz_dot + at);
+      fused(f.gp, gn, fused(f.xhat, here, f.rest)).store(gz + at);
+      const Row moved = fused(f.xhat, dot, fused(xhat_factor, here, rest));
+      fused(by_gain.gp, gn, fused(f.gp, gn_dot, moved)).store(gz_dot + at);
     };
     for_pixels(
         g,
         [&](int64_t at, int64_t pooled) FASTMTT_HERE {
           Row gn[2];
-          cotangents(Row::load(xhat + at), pooled, gn);
-          write(at, gn);
+          open(Row::load(xhat + at), pooled, gn);
+          write(at, gn[0], gn[1]);
         },
-        [&](int64_t at) FASTMTT_HERE {
-          const Row none[2] = {Row::all(0), Row::all(0)};
-          write(at, none);
-        });
+        [&](int64_t at) FASTMTT_HERE { write(at, Row::all(0), Row::all(0)); });
     Lifting<Op>::lower_transposed(g, gz, b.z, b.z_pairs, b.row, b.panel);
     Lifting<Op>::lower_transposed(g, gz_dot, j.z_dot, j.z_dot_pairs, b.row, b.panel);
   }

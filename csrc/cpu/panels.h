@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace fastmtt {
@@ -100,12 +102,16 @@ FASTMTT_INLINE_HERE Doubles fused(Doubles a, Doubles b, Doubles c) { return a * 
 #endif
 
 template <typename T>
-FASTMTT_INLINE_HERE Panel<T> fused(T x, const Panel<T>& a, const Panel<T>& b) {
+FASTMTT_INLINE_HERE Panel<T> fused(const Panel<T>& a, const Panel<T>& b, const Panel<T>& c) {
   Panel<T> r;
   FASTMTT_UNROLL for (int i = 0; i < Panel<T>::kNatives; ++i) {
-    r.v[i] = fused(Panel<T>::same(x), a.v[i], b.v[i]);
+    r.v[i] = fused(a.v[i], b.v[i], c.v[i]);
   }
   return r;
+}
+template <typename T>
+FASTMTT_INLINE_HERE Panel<T> fused(T x, const Panel<T>& a, const Panel<T>& b) {
+  return fused(Panel<T>::all(x), a, b);
 }
 
 // Where value > 0, x, else 0.
@@ -128,6 +134,38 @@ FASTMTT_INLINE_HERE Panel<T> positive(const Panel<T>& value) {
     r.v[i] = value.v[i] < zero ? zero : value.v[i];
   }
   return r;
+}
+
+// Lanes of a and b in turn, as two panels.
+template <typename T>
+FASTMTT_INLINE_HERE void interleave(const Panel<T>& a, const Panel<T>& b, Panel<T>* both) {
+  constexpr int kEach = Panel<T>::kEach, kNatives = Panel<T>::kNatives;
+  using Lane = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef Lane Lanes __attribute__((vector_size(FASTMTT_VECTOR_BYTES)));
+  Lanes low, high;
+  FASTMTT_UNROLL for (int l = 0; l < kEach; ++l) {
+    low[l] = l / 2 + l % 2 * kEach;
+    high[l] = low[l] + kEach / 2;
+  }
+  FASTMTT_UNROLL for (int i = 0; i < kNatives; ++i) {
+    const int at = 2 * i, next = 2 * i + 1;
+    both[at / kNatives].v[at % kNatives] = __builtin_shuffle(a.v[i], b.v[i], low);
+    both[next / kNatives].v[next % kNatives] = __builtin_shuffle(a.v[i], b.v[i], high);
+  }
+}
+
+// A square of kLength panels, transposed: each round of interleaving halves with each other moves
+// one bit of a row's number to its lane's.
+template <typename T>
+FASTMTT_INLINE_HERE void transpose(Panel<T>* rows) {
+  constexpr int kLength = Panel<T>::kLength;
+  for (int bits = 1; bits < kLength; bits *= 2) {
+    Panel<T> mixed[kLength];
+    FASTMTT_UNROLL for (int i = 0; i < kLength / 2; ++i) {
+      interleave(rows[i], rows[i + kLength / 2], mixed + 2 * i);
+    }
+    FASTMTT_UNROLL for (int i = 0; i < kLength; ++i) rows[i] = mixed[i];
+  }
 }
 
 // Elements of an operand as the kernels hold them. kGroup consecutive k lie together in a factor

@@ -9,8 +9,10 @@ namespace FASTMTT_ISA {
 namespace {
 
 // Sums run over kChain terms in registers before they join the total in memory. One chain over all
-// channels would be 1.5 times less exact, and rounding here is most of a convolution's error.
-constexpr int64_t kChain = 32;
+// channels would be 1.5 times less exact, and rounding here is most of a convolution's error; not
+// so with bfloat16, whose own rounding is.
+template <typename Op>
+constexpr int64_t kChain = Op::kGroup == 1 ? 32 : 512;
 
 // The largest block of rows whose sums fit the registers beside what they are made of.
 template <typename T>
@@ -55,8 +57,8 @@ template <typename Op, int Rows, int Columns, bool Transposed>
   using T = typename Op::Value;
   using Row = Panel<T>;
   constexpr int64_t kLength = Row::kLength, kStep = Op::kGroup;
-  for (int64_t first = 0; first < depth; first += kChain) {
-    const int64_t last = first + kChain < depth ? first + kChain : depth;
+  for (int64_t first = 0; first < depth; first += kChain<Op>) {
+    const int64_t last = first + kChain<Op> < depth ? first + kChain<Op> : depth;
     typename Row::Native sums[Rows][Columns * Row::kNatives] = {};
     for (int64_t k0 = first; k0 < last; k0 += kLength) {
       const int64_t steps = ((k0 + kLength < last ? k0 + kLength : last) - k0) / kStep;
@@ -152,7 +154,7 @@ constexpr int kTransposedWidest = FASTMTT_REGISTERS == 32 ? 3 : 1;
 template <typename Op, int Columns>
 void multiply_transposed_columns(
     const Product* products, int64_t count, int64_t position, int64_t begin, int64_t end,
-    int64_t rows, int64_t n, int64_t panels, Panels<typename Op::Value> c) {
+    int64_t rows, int64_t n, int64_t panels, Panels<typename Op::Value> c, bool add) {
   using E = typename Op::Element;
   constexpr int64_t kLength = Panel<typename Op::Value>::kLength;
   for (; n + Columns <= panels; n += Columns) {
@@ -162,14 +164,14 @@ void multiply_transposed_columns(
         multiply_block<Op, kTransposedRows, Columns, true>(
             rows, at<const E>(a, position, m / kLength, m % kLength * Op::kGroup), a.panel,
             at<const E>(b, position, n), b.panel,
-            c.data + position * c.position + n * c.panel + m * kLength, c.panel, true);
+            c.data + position * c.position + n * c.panel + m * kLength, c.panel, add || i > 0);
       }
     }
   }
   if constexpr (Columns > 1) {
     if (n < panels) {
       multiply_transposed_columns<Op, Columns - 1>(
-          products, count, position, begin, end, rows, n, panels, c);
+          products, count, position, begin, end, rows, n, panels, c, add);
     }
   }
 }
@@ -177,9 +179,9 @@ void multiply_transposed_columns(
 template <typename Op>
 void multiply_transposed(
     const Product* products, int64_t count, int64_t position, int64_t begin, int64_t end,
-    int64_t rows, int64_t panels, Panels<typename Op::Value> c) {
+    int64_t rows, int64_t panels, Panels<typename Op::Value> c, bool add) {
   multiply_transposed_columns<Op, kTransposedWidest>(
-      products, count, position, begin, end, rows, 0, panels, c);
+      products, count, position, begin, end, rows, 0, panels, c, add);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "filters.h"
 #include "norm.h"
 #include "products.h"
 
@@ -17,9 +18,9 @@ constexpr Kernels<typename Op::Value> kTable = {
     &multiply_transposed<Op>,
     &Lifting<Op>::lift,
     &Lifting<Op>::lift_transposed,
-    &Lifting<Op>::filters,
-    &Lifting<Op>::filters_flipped,
-    &Lifting<Op>::filters_transposed,
+    &Filters<Op>::to_rows,
+    &Filters<Op>::to_columns,
+    &Filters<Op>::from_rows,
     &Norm<Op>::normalise,
     &Norm<Op>::normalise_jvp,
     &Norm<Op>::backward,

@@ -25,6 +25,7 @@ from fastmtt.errors import FastmttError
 from fastmtt.ops import reference
 
 BACKENDS = ("reference", "cpu")
+_SERVED = (torch.float32, torch.float64)
 logger = logging.getLogger("fastmtt")
 _forced: ContextVar[str | None] = ContextVar("fastmtt_backend", default=None)
 
@@ -145,10 +146,11 @@ def _refusal(args: tuple[Any, ...]) -> str | None:
     for arg in args:
         if not isinstance(arg, Tensor):
             continue
-        if arg.device.type != "cpu":
+        if not arg.is_cpu:
             return f"it works on CPU tensors, this one is on {arg.device}"
-        if arg.is_floating_point() and arg.dtype not in (torch.float32, torch.float64):
-            return f"it works in float32 and float64, this tensor is {arg.dtype}"
+        dtype = arg.dtype
+        if dtype not in _SERVED and dtype.is_floating_point:
+            return f"it works in float32 and float64, this tensor is {dtype}"
     return None
 
 

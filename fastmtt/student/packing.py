@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -22,22 +23,23 @@ class Block(NamedTuple):
 
 def split_packed(packed: Tensor, structure: Structure) -> tuple[list[Block], Tensor, Tensor]:
     """Views of packed vectors [S,P]: the blocks, the classifier's W [S,K,D] and b [S,K]."""
-    students, offset = packed.shape[0], 0
+    shapes, sizes = packed_shapes(structure)
+    pieces = packed.split_with_sizes(sizes, 1)
+    views = [piece.view(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    blocks = [Block(*views[i : i + 4]) for i in range(0, len(views) - 2, 4)]
+    return blocks, views[-2], views[-1]
 
-    def take(*shape: int) -> Tensor:
-        nonlocal offset
-        start = offset
-        offset += torch.Size(shape).numel()
-        return packed[:, start:offset].view(students, *shape)
 
+@cache
+def packed_shapes(structure: Structure) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Shape and size of every piece of a packed vector, in its order."""
+    shapes: list[tuple[int, ...]] = []
     channels = structure.channels
-    blocks = [
-        Block(take(3, 3, c_in, c_out), take(c_out), take(c_out), take(c_out))
-        for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)
-    ]
+    for c_in, c_out in zip(channels[:-1], channels[1:], strict=True):
+        shapes += [(3, 3, c_in, c_out), (c_out,), (c_out,), (c_out,)]
     height, width = structure.grid
-    w = take(structure.classes, height * width * channels[-1])
-    return blocks, w, take(structure.classes)
+    shapes += [(structure.classes, height * width * channels[-1]), (structure.classes,)]
+    return shapes, [prod(shape) for shape in shapes]
 
 
 @cache
