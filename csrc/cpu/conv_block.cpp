@@ -56,7 +56,8 @@ struct BackwardBuffers {
 
 void conv_block_into(
     const Tensor& a_in, const Tensor& w_in, const Tensor& gamma_in, const Tensor& beta_in,
-    bool bf16, const Tensor& p, const Tensor& xhat, const Tensor& rstd, const std::optional<Tensor>& scratch) {
+    bool bf16, const Tensor& p, const Tensor& xhat, const Tensor& rstd,
+    const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Block block("conv_block", a_in, w_in, bf16);
   const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);

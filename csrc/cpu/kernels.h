@@ -123,10 +123,11 @@ struct Kernels {
   void (*filters_flipped)(const Grid&, const T* w, int64_t block, Operand u);
   void (*filters_transposed)(const Grid&, Panels<const T> gu, int64_t block, T* gw);
 
-  void (*normalise)(const Grid&, const Normalise<T>&);
-  void (*normalise_jvp)(const Grid&, const Normalise<T>&, const NormaliseJvp<T>&);
-  void (*backward)(const Grid&, const Backward<T>&);
-  void (*backward_jvp)(const Grid&, const Backward<T>&, const BackwardJvp<T>&);
+  // By value: what lies elsewhere would have to be read again after every store.
+  void (*normalise)(Grid, Normalise<T>);
+  void (*normalise_jvp)(Grid, Normalise<T>, NormaliseJvp<T>);
+  void (*backward)(Grid, Backward<T>);
+  void (*backward_jvp)(Grid, Backward<T>, BackwardJvp<T>);
 };
 
 // The kernels for this processor; with bf16, operands are rounded to bfloat16 and summed in float.

@@ -34,15 +34,10 @@ struct Total {
 // Sums over a row of pixels in T, in two chains that hide the adder's latency, added to totals.
 template <typename T, int K>
 struct RowSums {
-  Panel<T> chain[2][K];
+  Panel<T> chain[2][K] = {};
 
-  FASTMTT_INLINE_HERE RowSums() {
-    for (auto& sums : chain) {
-      for (auto& sum : sums) sum = Panel<T>::all(0);
-    }
-  }
   FASTMTT_INLINE_HERE void add_to(Total<T>* totals) const {
-    for (int k = 0; k < K; ++k) totals[k].add(chain[0][k] + chain[1][k]);
+    FASTMTT_UNROLL for (int k = 0; k < K; ++k) totals[k].add(chain[0][k] + chain[1][k]);
   }
 };
 
@@ -148,7 +143,7 @@ struct Norm {
     }
   }
 
-  static void normalise(const Grid& g, const Normalise<T>& n) {
+  static void normalise(Grid g, Normalise<T> n) {
     const T* z = Lifting<Op>::lower(g, n.m, n.row, n.panel, n.scratch);
     const auto [mean, rstd] = statistics(g, z);
     rstd.store(n.rstd, n.count);
@@ -170,7 +165,7 @@ struct Norm {
         [&](int64_t y, int64_t x) FASTMTT_HERE { put(y, x); });
   }
 
-  static void normalise_jvp(const Grid& g, const Normalise<T>& n, const NormaliseJvp<T>& j) {
+  static void normalise_jvp(Grid g, Normalise<T> n, NormaliseJvp<T> j) {
     const int64_t size = g.area() * kLength;
     T* xhat = n.scratch;
     const T* z_dot = Lifting<Op>::lower(g, j.m_dot, n.row, n.panel, xhat + size);
@@ -292,7 +287,7 @@ struct Norm {
           rest(Row::all(0) - gp * totals[0].mean(area)) {}
   };
 
-  static void backward(const Grid& g, const Backward<T>& b) {
+  static void backward(Grid g, Backward<T> b) {
     T* xhat = b.scratch;
     T* gz = Lifting<Op>::place_for(g, b.z, b.row, b.panel, xhat + g.area() * kLength);
     const Row gamma = Row::load(b.gamma, b.count), beta = Row::load(b.beta, b.count);
@@ -322,7 +317,7 @@ struct Norm {
     Lifting<Op>::lower_transposed(g, gz, b.z, b.z_pairs, b.row, b.panel);
   }
 
-  static void backward_jvp(const Grid& g, const Backward<T>& b, const BackwardJvp<T>& j) {
+  static void backward_jvp(Grid g, Backward<T> b, BackwardJvp<T> j) {
     const int64_t size = g.area() * kLength;
     T *xhat = b.scratch, *xhat_dot = xhat + size;
     T* gz = Lifting<Op>::place_for(g, b.z, b.row, b.panel, xhat + 2 * size);
