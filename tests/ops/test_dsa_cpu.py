@@ -1,10 +1,5 @@
 """DSA's compiled maps against the reference; their transposes as exact adjoints."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from compare import relative_error
@@ -101,41 +96,6 @@ def test_no_bit_depends_on_threads_company_or_strides(op, dtype):
     last = x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     every_other = values.repeat_interleave(2, 1)[:, ::2].double()
     assert torch.equal(compiled(op)(last, kinds, every_other, 0.5), whole)
-
-
-SCRIPT = """
-import torch
-import test_dsa_cpu as test
-from fastmtt.ops import backends
-assert backends.extension_error() is None
-for kind in range(7):
-    for op in test.OPS:
-        print(test.compiled(op)(*test.arguments((2, 3, 3, 8, 9), kind)).flatten().tolist())
-"""
-
-
-def test_every_instruction_set():
-    sets = ["DEFAULT", "AVX2", "AVX512"]
-    here = torch.backends.cpu.get_cpu_capability()
-    if here not in sets[1:]:
-        pytest.skip(f"the maps have one form for {here}")
-    given = [arguments((2, 3, 3, 8, 9), kind) for kind in range(7)]
-    want = [getattr(reference, op)(*each) for each in given for op in OPS]
-    folder = os.path.dirname(__file__)
-    path = [folder, os.path.dirname(folder), os.environ.get("PYTHONPATH", "")]
-    for capability in sets[: sets.index(here) + 1]:
-        environment = {
-            **os.environ,
-            "ATEN_CPU_CAPABILITY": capability.lower(),
-            "PYTHONPATH": os.pathsep.join(path),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        for line, w in zip(done.stdout.splitlines(), want, strict=True):
-            got = torch.tensor(json.loads(line), dtype=torch.float64)
-            assert relative_error(got, w.flatten()) <= FORMULA
 
 
 @EVERY

@@ -1,10 +1,6 @@
 """The compiled head against the reference, which is plain torch."""
 
-import json
-import os
 import statistics
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -145,45 +141,6 @@ def test_no_bit_depends_on_threads_company_or_strides(dtype):
     for (op, other), (_, one), want in zip(calls(columns), calls(alone), whole, strict=True):
         for got, single, w in zip(compiled(op)(*other), compiled(op)(*one), want, strict=True):
             assert torch.equal(got, w) and torch.equal(single, w[1:2]), op
-
-
-SCRIPT = """
-import torch
-import test_linear_xent_cpu as test
-from fastmtt.ops import backends
-assert backends.extension_error() is None
-for soft in (True, False):
-    v = test.arguments((2, 6, 131, 11), soft)
-    results = [r for op, args in test.calls(v) for r in test.compiled(op)(*args)]
-    print([r.flatten().tolist() for r in results])
-"""
-
-
-def test_every_instruction_set():
-    sets = ["DEFAULT", "AVX2", "AVX512"]
-    here = torch.backends.cpu.get_cpu_capability()
-    if here not in sets[1:]:
-        pytest.skip(f"the tiles have one form for {here}")
-    want = []
-    for soft in (True, False):
-        for op, args in calls(arguments((2, 6, 131, 11), soft)):
-            want += getattr(reference, op)(*args)
-    for capability in sets[: sets.index(here) + 1]:
-        path = os.pathsep.join(
-            [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
-        )
-        environment = {
-            **os.environ,
-            "ATEN_CPU_CAPABILITY": capability.lower(),
-            "PYTHONPATH": os.pathsep.join([path, os.environ.get("PYTHONPATH", "")]),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        got = [r for line in done.stdout.splitlines() for r in json.loads(line)]
-        for g, w in zip(got, want, strict=True):
-            assert relative_error(torch.tensor(g, dtype=torch.float64), w.flatten()) <= FORMULA
 
 
 @pytest.mark.parametrize(
