@@ -7,7 +7,7 @@ TORCH := torch==2.15.0 torchvision==0.29.2
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 COMPILED := setup.py pyproject.toml fastmtt/toolchain.py $(shell find csrc -type f)
 
-.PHONY: demo methods test setup
+.PHONY: demo methods sanitize test setup
 demo: setup
 	@run=demo_$$(date +%Y%m%d-%H%M%S) && \
 	.venv/bin/python -m fastmtt.distill --cfg configs/mtt/digits_ipc1.yaml --run_name $$run && \
@@ -19,6 +19,16 @@ methods: setup
 
 test: setup
 	.venv/bin/python -m pytest tests
+
+# The ops' tests on kernels that check addresses and undefined behaviour; ten minutes, with gcc.
+SANITIZERS = $(foreach name,asan stdc++,$(shell g++ -print-file-name=lib$(name).so))
+sanitize: setup
+	@rm -rf build/sanitized && mkdir -p build/sanitized
+	@cp -r setup.py pyproject.toml README.md LICENSE csrc fastmtt tests build/sanitized
+	cd build/sanitized && FASTMTT_SANITIZE=1 FASTMTT_REQUIRE_EXT=1 \
+	  ../../.venv/bin/python setup.py -q build_ext --inplace
+	cd build/sanitized && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \
+	  FASTMTT_REQUIRE_EXT=1 ../../.venv/bin/python -m pytest tests/ops
 
 setup: .venv/installed
 	@if [ -f fastmtt/_C_missing.txt ]; then \
