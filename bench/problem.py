@@ -17,7 +17,8 @@ from bench.worker import EAGER
 from fastmtt.student.zoo import make_network
 
 CHANNELS, IMAGE, CLASSES, DEPTH = 3, 32, 10, 3
-OURS = ("tesla", "exact")
+# fastmtt's contenders: the gradient and ``memory=``, the bytes that a tape may keep
+OURS = {"tesla": ("tesla", 0), "exact": ("exact", 0), "exact, kept": ("exact", 10**9)}
 PRECISIONS = ("fp32", "bf16")  # that fastmtt computes in; rows in another have its opponents alone
 
 
@@ -84,7 +85,7 @@ def contender(
     """What one matching step by ``name`` is: a function without arguments, ready to be timed.
 
     Args:
-        name: "naive", "naive tesla" (the judge of tesla), "adjoint", "exact" or "tesla".
+        name: "naive", "naive tesla" (the judge of tesla), "adjoint" or one of ``OURS``.
         problem: its inputs.
         channels_last: the naive's convolutions in that layout; public programs leave the default.
         compiler: the adjoint's; see :func:`bench.adjoint.verbs`.
@@ -95,8 +96,11 @@ def contender(
         net = make_network(
             f"ConvNetD{DEPTH}W{width}", image_shape=(CHANNELS, IMAGE, IMAGE), classes=CLASSES
         )
+        gradient, memory = OURS[name]
         asked = None if precision == "fp32" else precision
-        matcher = fastmtt.TrajectoryMatcher(net, steps=steps, gradient=name, precision=asked)
+        matcher = fastmtt.TrajectoryMatcher(
+            net, steps=steps, gradient=gradient, precision=asked, memory=memory
+        )
         return partial(_match, matcher, *inputs)
     shape = (CHANNELS, IMAGE, CLASSES, DEPTH, width, precision)
     if name == "adjoint":

@@ -24,7 +24,7 @@ STEP_FLOP = 9  # in F: an exact step with a full tape; the yardstick for every c
 
 
 def test_matching_step(size: Size, benchmark: Any, report: Report) -> None:
-    ours = OURS if size.precision in PRECISIONS else ()
+    ours = OURS if size.precision in PRECISIONS else {}
     small = size._replace(steps=2, batch=2)  # few ReLUs, so that most problems flip none
     precision = {name: check_precision(name, small) for name in ("adjoint", *ours)}
     problem = make_problem(size)
@@ -52,7 +52,8 @@ def test_matching_step(size: Size, benchmark: Any, report: Report) -> None:
     work = STEP_FLOP * forward_flop(size.width) * size.batch * size.steps / 1e9
     for name in contenders:
         columns = held.columns(name, least)
-        row = {"contender": name, **fields, "memory": 0 if name in ours else None, **columns}
+        memory = ours[name][1] if name in ours else None
+        row = {"contender": name, **fields, "memory": memory, **columns}
         if name in held.timed:
             row["ms_a_step"] = columns["median_s"] / size.steps * 1e3
             row["gflops_at_9F"] = work / columns["median_s"]
