@@ -4,8 +4,10 @@
 // Shapes: activations [S,B,H,W,C], conv weights [S,3,3,Cin,Cout], gamma and beta [S,C],
 // rstd [S,B,C], flat vectors [S,P]. A result that `needs` does not ask for has shape [0].
 //
-// An overload `into` writes its results into contiguous tensors that the caller gives after the
-// other arguments; one for a result not asked for is left alone.
+// An overload `into` writes its results into tensors that the caller gives after the other
+// arguments, contiguous (a block's for each student) and apart from whatever the op reads; one for a
+// result not asked for is left alone. `scratch` is a uint8 tensor that the op works in and resizes
+// to what it needs.
 
 #include <Python.h>
 #include <torch/library.h>

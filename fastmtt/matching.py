@@ -68,7 +68,8 @@ class TrajectoryMatcher(nn.Module):
             keep: parameters that count: a boolean mask [P], indices into the flat vector, or a
                 function from squared distances [P] to either.
             precision: None or "fp32", or "bf16": what float32 convolutions multiply is rounded to
-                bfloat16; sums, statistics and weights stay float32.
+                bfloat16; sums, statistics and weights stay float32, and so do a ConvNet's
+                convolutions of fewer than 16 input channels, as its first one.
             memory: bytes the tape may take beyond theta_t and g_t; None for none.
             backend: force a backend; see ``python -m fastmtt.info``.
 

@@ -19,6 +19,9 @@ TIMES_TORCH = 2.0
 # ... and, where torch happens to hit a value exactly, by one rounding: float32's epsilon.
 ROUNDING_32 = 1.2e-7
 
+# In bf16 a Winograd convolution rounds transformed tiles, 36 numbers for 16, whose terms cancel.
+TIMES_BF16_ROUNDING = 6.0
+
 # A float32 meta-gradient with the float64 run's ReLU masks: no flipped ReLU left, only rounding.
 REPLAYED_MASKS_32 = 1e-5
 

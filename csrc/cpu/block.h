@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/SmallVector.h>
 
 #include "results.h"
 
@@ -31,11 +32,13 @@ Students<const T> read(const Tensor& t) {
 }
 
 template <typename T>
-Students<T> write(const Tensor& t) {
-  return {t.mutable_data_ptr<T>(), t.numel() == 0 ? 0 : t.stride(0)};
+Students<T> write(const Tensor& t, bool wanted = true) {
+  if (!wanted) return {nullptr, 0};
+  return {t.mutable_data_ptr<T>(), t.stride(0)};
 }
 
-struct Block {
+class Block {
+ public:
   Block(const char* op, const Tensor& a, const Tensor& w, bool bf16) : op(op), like(a), bf16(bf16) {
     TORCH_CHECK(
         a.dim() == 5, "fastmtt::", op, ": a must have shape [S, B, H, W, C], got ", a.sizes());
@@ -68,56 +71,71 @@ struct Block {
         t.scalar_type() == like.scalar_type(), "fastmtt::", op, ": ", name,
         " must have the dtype of a, ", like.scalar_type(), ", got ", t.scalar_type());
   }
-  Tensor checked(const char* name, const Tensor& t, at::IntArrayRef shape) const {
+  Tensor checked(const char* name, const Tensor& t, at::IntArrayRef shape) {
     check(name, t, shape);
-    return contiguous_parts(t) ? t : t.contiguous();
+    const Tensor given = contiguous_parts(t) ? t : t.contiguous();
+    inputs_.push_back(place(name, given, given.const_data_ptr()));
+    return given;
   }
-  Tensor input(const char* name, const Tensor& t) const {
+  Tensor input(const char* name, const Tensor& t) {
     return checked(name, t, {students, batch, height, width, in});
   }
-  Tensor output(const char* name, const Tensor& t) const {
+  Tensor output(const char* name, const Tensor& t) {
     return checked(name, t, {students, batch, height, width, out});
   }
-  Tensor pooled(const char* name, const Tensor& t) const {
+  Tensor pooled(const char* name, const Tensor& t) {
     return checked(name, t, {students, batch, height / 2, width / 2, out});
   }
-  Tensor statistic(const char* name, const Tensor& t) const {
+  Tensor statistic(const char* name, const Tensor& t) {
     return checked(name, t, {students, batch, out});
   }
-  Tensor affine(const char* name, const Tensor& t) const {
+  Tensor affine(const char* name, const Tensor& t) {
     return checked(name, t, {students, out});
   }
-  Tensor filters(const char* name, const Tensor& t) const {
+  Tensor filters(const char* name, const Tensor& t) {
     return checked(name, t, {students, 3, 3, in, out});
   }
 
   // Results to write into; one that is not wanted may be anything.
-  void check_input_result(const char* name, const Tensor& t, bool wanted) const {
+  void check_input_result(const char* name, const Tensor& t, bool wanted) {
     if (wanted) check_result(name, t, {students, batch, height, width, in});
   }
-  void check_output_result(const char* name, const Tensor& t, bool wanted = true) const {
+  void check_output_result(const char* name, const Tensor& t, bool wanted = true) {
     if (wanted) check_result(name, t, {students, batch, height, width, out});
   }
-  void check_pooled_result(const char* name, const Tensor& t) const {
+  void check_pooled_result(const char* name, const Tensor& t) {
     check_result(name, t, {students, batch, height / 2, width / 2, out});
   }
-  void check_statistic_result(const char* name, const Tensor& t, bool wanted = true) const {
+  void check_statistic_result(const char* name, const Tensor& t, bool wanted = true) {
     if (wanted) check_result(name, t, {students, batch, out});
   }
   void check_parameter_results(
-      const Tensor& w, const Tensor& gamma, const Tensor& beta, bool wanted) const {
+      const Tensor& w, const Tensor& gamma, const Tensor& beta, bool wanted) {
     if (!wanted) return;
     check_result("the cotangent of w", w, {students, 3, 3, in, out});
     check_result("the cotangent of gamma", gamma, {students, out});
     check_result("the cotangent of beta", beta, {students, out});
   }
-  void check_result(const char* name, const Tensor& t, at::IntArrayRef shape) const {
+  void check_result(const char* name, const Tensor& t, at::IntArrayRef shape) {
+    const bool apart = t.dim() == 0 || students == 1 || t.stride(0) * students >= t.numel();
     TORCH_CHECK(
-        t.sizes() == shape && t.scalar_type() == like.scalar_type() && contiguous_parts(t),
+        t.sizes() == shape && t.scalar_type() == like.scalar_type() && contiguous_parts(t) && apart,
         "fastmtt::", op, ": ", name, " must be a ", like.scalar_type(), " tensor of shape ", shape,
         ", contiguous for each student, to be written into, got ", t.scalar_type(), " of shape ",
         t.sizes(), " and strides ", t.strides());
+    results_.push_back(place(name, t, t.mutable_data_ptr()));
     raise_version(t);
+  }
+
+  // To be called when all arguments are checked: inputs are read after results have been written.
+  void check_apart(const Tensor& scratch) const {
+    const Place room("scratch", scratch.const_data_ptr(), 1, 0, scratch.numel());
+    for (const Place& input : inputs_) check_apart(room, input);
+    for (size_t i = 0; i < results_.size(); ++i) {
+      check_apart(results_[i], room);
+      for (const Place& input : inputs_) check_apart(results_[i], input);
+      for (size_t j = 0; j < i; ++j) check_apart(results_[i], results_[j]);
+    }
   }
 
   // Where an image of a student's part begins.
@@ -150,6 +168,19 @@ struct Block {
   const Tensor& like;
   bool bf16;
   int64_t students, batch, height, width, in, out;
+
+ private:
+  void check_apart(const Place& result, const Place& other) const {
+    TORCH_CHECK(
+        !result.meets(other),
+        "fastmtt::", op, ": ", result.name, " must not lie in the memory of ", other.name);
+  }
+  Place place(const char* name, const Tensor& t, const void* begin) const {
+    const int64_t size = t.element_size();
+    return {name, begin, students, t.stride(0) * size, t.numel() / students * size};
+  }
+
+  c10::SmallVector<Place, 16> inputs_, results_;
 };
 
 }  // namespace fastmtt

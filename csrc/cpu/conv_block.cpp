@@ -59,7 +59,7 @@ void conv_block_into(
     bool bf16, const Tensor& p, const Tensor& xhat, const Tensor& rstd,
     const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Block block("conv_block", a_in, w_in, bf16);
+  Block block("conv_block", a_in, w_in, bf16);
   const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
   const Tensor gamma = block.affine("gamma", gamma_in), beta = block.affine("beta", beta_in);
   block.check_pooled_result("p", p);
@@ -70,6 +70,7 @@ void conv_block_into(
     const Convolution<T> conv(block, 1, 1);
     Tensor room = or_fresh(scratch);
     const auto buffers = carve<ForwardBuffers<T>>(room, conv);
+    block.check_apart(room);
     const auto ps = write<T>(p), xhats = write<T>(xhat), rstds = write<T>(rstd);
     for (int64_t s = 0; s < block.students; ++s) {
       conv.to_filters(read<T>(w)[s], buffers.u);
@@ -112,7 +113,7 @@ void conv_block_backward_into(
     bool bf16, const Tensor& ga, const Tensor& gw, const Tensor& ggamma, const Tensor& gbeta,
     const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Block block("conv_block_backward", a_in, w_in, bf16);
+  Block block("conv_block_backward", a_in, w_in, bf16);
   const auto [need_a, need_parameters] = needs;
   const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
   const Tensor gamma = block.affine("gamma", gamma_in), beta = block.affine("beta", beta_in);
@@ -125,7 +126,8 @@ void conv_block_backward_into(
     const Convolution<T> conv(block, 2, 1);
     Tensor room = or_fresh(scratch);
     const auto buffers = carve<BackwardBuffers<T>>(room, conv, block);
-    const auto gas = write<T>(ga), gws = write<T>(gw);
+    block.check_apart(room);
+    const auto gas = write<T>(ga, need_a);
     for (int64_t s = 0; s < block.students; ++s) {
       if (need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
       conv.for_chunks(block.batch, [&](int64_t chunk, int64_t images) {
@@ -166,7 +168,7 @@ void conv_block_backward_into(
         }
       });
       if (need_parameters) {
-        conv.from_filters(buffers.gu, gws[s]);
+        conv.from_filters(buffers.gu, write<T>(gw)[s]);
         buffers.shares.add_up(write<T>(ggamma)[s], write<T>(gbeta)[s]);
       }
     }

@@ -71,7 +71,7 @@ void conv_block_jvp_into(
     const Tensor& xhat_dot, const Tensor& rstd_dot, const Tensor& new_xhat,
     const Tensor& new_rstd, const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Block block("conv_block_jvp", a_in, w_in, bf16);
+  Block block("conv_block_jvp", a_in, w_in, bf16);
   const Tensor a = block.input("a", a_in);
   const Tensor a_dot = a_dot_in ? block.input("a_dot", *a_dot_in) : Tensor();
   const Tensor w = block.filters("w", w_in), w_dot = block.filters("w_dot", w_dot_in);
@@ -93,6 +93,7 @@ void conv_block_jvp_into(
     const Convolution<T> conv(block, 2, 2);
     Tensor room = or_fresh(scratch);
     const auto buffers = carve<JvpBuffers<T>>(room, conv);
+    block.check_apart(room);
     const auto xhats = write<T>(xhat), rstds = write<T>(rstd);
     const auto ps = write<T>(p), p_dots = write<T>(p_dot);
     const auto xhat_dots = write<T>(xhat_dot), rstd_dots = write<T>(rstd_dot);
@@ -162,7 +163,7 @@ void conv_block_backward_jvp_into(
     const Tensor& gw_dot, const Tensor& ggamma_dot, const Tensor& gbeta_dot, const Tensor& ga,
     const std::optional<Tensor>& scratch) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Block block("conv_block_backward_jvp", a_in, w_in, bf16);
+  Block block("conv_block_backward_jvp", a_in, w_in, bf16);
   const auto [need_a_dot, need_parameters, need_a] = needs;
   const Tensor gp = block.pooled("gp", gp_in), gp_dot = block.pooled("gp_dot", gp_dot_in);
   const Tensor a = block.input("a", a_in);
@@ -182,7 +183,8 @@ void conv_block_backward_jvp_into(
     const Convolution<T> conv(block, 3, 1);
     Tensor room = or_fresh(scratch);
     const auto buffers = carve<BackwardJvpBuffers<T>>(room, conv, block);
-    const auto gas = write<T>(ga), ga_dots = write<T>(ga_dot);
+    block.check_apart(room);
+    const auto gas = write<T>(ga, need_a), ga_dots = write<T>(ga_dot, need_a_dot);
     const bool two_terms = need_parameters && a_dot.defined();
     for (int64_t s = 0; s < block.students; ++s) {
       if (need_a_dot || need_a) conv.to_flipped(read<T>(w)[s], buffers.u);

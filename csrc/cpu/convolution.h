@@ -57,9 +57,10 @@ class Arena {
 // The caller's scratch tensor, or one of this call's own.
 inline Tensor or_fresh(const std::optional<Tensor>& scratch) {
   TORCH_CHECK(
-      !scratch || (scratch->scalar_type() == at::kByte && scratch->dim() == 1),
-      "fastmtt: scratch must be a uint8 tensor with one axis, got ", scratch->scalar_type(), " ",
-      scratch->sizes());
+      !scratch || (scratch->scalar_type() == at::kByte && scratch->dim() == 1 &&
+                   scratch->is_contiguous()),
+      "fastmtt: scratch must be a contiguous uint8 tensor with one axis, got ",
+      scratch->scalar_type(), " of shape ", scratch->sizes(), " and strides ", scratch->strides());
   return scratch ? *scratch : at::empty({0}, at::kByte);
 }
 
@@ -84,8 +85,8 @@ struct Sum {
 template <typename T>
 class Convolution {
  public:
-  // A convolution of less than a panel of channels is a network's first. It stays in float32: with
-  // it rounded too, meta-gradients err more than twice as much as autocast's.
+  // A convolution of less than a panel of channels, as a network's first, stays in float32: with
+  // that rounded too, meta-gradients err more than twice as much as autocast's.
   // operands, products: how many lifted images and products an op holds at a time.
   Convolution(const Block& block, int64_t operands, int64_t products)
       : kernels(fastmtt::kernels<T>(block.bf16 && block.in >= kLanes<T>)) {

@@ -1,6 +1,6 @@
 // Filters [3,3,in,out] to the matrices of products, and the cotangents of those back. A block is
 // kLength of U's rows, or of its transpose's columns: input channels (direct: taps and channels),
-// whose filters lie together in memory.
+// whose filters lie together in memory. What is direct is never rounded, so that kGroup is 1.
 
 #pragma once
 
@@ -25,11 +25,7 @@ struct Filters : Operands<Op> {
   template <typename Load>
   FASTMTT_INLINE_HERE static void put_rows(
       const Grid& g, const Operand& u, int64_t panel, int64_t k, const Load& load) {
-    if (g.direct) {
-      Row rows[kGroup];
-      for (int i = 0; i < kGroup; ++i) rows[i] = load(0, i);
-      return put(rows, u, 0, panel, k, true);
-    }
+    if (g.direct) return load(0, 0).store(Operands<Exact<T>>::at(u, 0, panel, k));
     Operands<Op>::template transform_group<ToFilter>(
         [&](int i, int y, int x) FASTMTT_HERE { return load(y * 3 + x, i); },
         [&](int q, const Row* rows) FASTMTT_HERE { put(rows, u, q, panel, k, true); });

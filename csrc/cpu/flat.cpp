@@ -5,6 +5,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/SmallVector.h>
 #include <c10/util/bit_cast.h>
 #include <torch/library.h>
 
@@ -136,10 +137,13 @@ void sgd_update_into(
   const Tensor theta_rows = with_dense_rows(theta), g_rows = with_dense_rows(g);
   AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sgd_update", [&] {
     const auto from = rows_of<scalar_t>(theta_rows), step = rows_of<scalar_t>(g_rows);
-    const scalar_t* rates = lr.const_data_ptr<scalar_t>();
-    const int64_t rate_stride = lr.dim() == 0 ? 0 : lr.stride(0);
+    const scalar_t* rate = lr.const_data_ptr<scalar_t>();
+    c10::SmallVector<scalar_t, 16> rates;  // copied: the result may lie where lr does
+    for (int64_t row = 0; row < students; ++row) {
+      rates.push_back(lr.dim() == 0 ? *rate : rate[row * lr.stride(0)]);
+    }
     map_rows<scalar_t>(result, [&](int64_t row) {
-      return [t = from[row], d = step[row], rate = rates[row * rate_stride]](int64_t j)
+      return [t = from[row], d = step[row], rate = rates[row]](int64_t j)
                  FASTMTT_INLINE { return t[j] - rate * d[j]; };
     });
   });

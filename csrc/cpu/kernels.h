@@ -70,7 +70,7 @@ struct Normalise {
   int64_t count;
   const T *gamma, *beta;
   T *xhat, *rstd;
-  T* p;  // null where not wanted
+  T* p;
   T* scratch;
 };
 
@@ -130,7 +130,8 @@ struct Kernels {
   void (*backward_jvp)(Grid, Backward<T>, BackwardJvp<T>);
 };
 
-// The kernels for this processor; with bf16, operands are rounded to bfloat16 and summed in float.
+// The kernels for this processor; with bf16, operands are rounded to bfloat16 and summed in float
+// (convolution.h: but for a convolution of few channels).
 template <typename T>
 const Kernels<T>& kernels(bool bf16);
 

@@ -2,8 +2,6 @@
 
 #pragma once
 
-#include <type_traits>
-
 #include "patches.h"
 
 namespace fastmtt {
@@ -16,7 +14,6 @@ struct Lifting : Operands<Op> {
   using typename Operands<Op>::Row;
   using Operands<Op>::kLength;
   using Operands<Op>::kGroup;
-  using Operands<Op>::at;
   using Operands<Op>::present;
   using Operands<Op>::put;
 
@@ -33,7 +30,7 @@ struct Lifting : Operands<Op> {
 
   static void lift(
       const Grid& g, const T* image, int64_t panel, Operand v, int64_t row, bool pairs) {
-    if (g.direct) return Patches<Op>::lift(g, image, v, row, pairs);
+    if (g.direct) return Patches<T>::lift(g, image, v, row);
     const int64_t count = present(g.in, panel);
     image += panel * kLength;
     for (int64_t tile = 0; tile < g.rows; tile += kGroup) {
@@ -54,7 +51,7 @@ struct Lifting : Operands<Op> {
   static void lift_transposed(
       const Grid& g, Panels<const T> gv, int64_t row, int64_t panel, int64_t count, T* ga,
       T* scratch) {
-    if (g.direct) return Patches<Op>::lift_transposed(g, gv, row, ga);
+    if (g.direct) return Patches<T>::lift_transposed(g, gv, row, ga);
     // the tiles' squares with a border of one: every pixel of them has a place
     const int64_t width = g.across * kTile + 2;
     const int64_t size = (g.down * kTile + 2) * width * kLength;
@@ -98,13 +95,13 @@ struct Lifting : Operands<Op> {
     return scratch;
   }
 
-  // Where to write cotangents of outputs: where rows of a direct convolution are the same numbers,
-  // to their own place.
-  static T* place_for(const Grid& g, const Operand& z, int64_t row, int64_t panel, T* scratch) {
-    if constexpr (std::is_same_v<Op, Exact<T>>) {
-      if (g.direct && z.data != nullptr) return at(z, 0, panel, row);
-    }
-    return scratch;
+  // Where to write cotangents of outputs: a direct convolution's rows are these very numbers, and
+  // in pairs the same.
+  static T* place_for(
+      const Grid& g, const Operand& z, const Operand& z_pairs, int64_t row, int64_t panel,
+      T* scratch) {
+    const Operand& rows = z.data != nullptr ? z : z_pairs;
+    return g.direct && rows.data != nullptr ? Operands<Exact<T>>::at(rows, 0, panel, row) : scratch;
   }
 
   // Cotangents of outputs [pixel][lane] to rows: plain, in pairs, or both.
@@ -115,17 +112,7 @@ struct Lifting : Operands<Op> {
       if (z.data != nullptr) put(rows, z, position, panel, at, false);
       if (z_pairs.data != nullptr) put(rows, z_pairs, position, panel, at, true);
     };
-    if (g.direct) {
-      if (gz == place_for(g, z, row, panel, nullptr)) return;
-      for (int64_t pixel = 0; pixel < g.rows; pixel += kGroup) {
-        Row rows[kGroup];
-        for (int i = 0; i < kGroup; ++i) {
-          rows[i] = pixel + i < g.area() ? Row::load(gz + (pixel + i) * kLength) : Row::all(0);
-        }
-        put_both(rows, 0, row + pixel);
-      }
-      return;
-    }
+    if (g.direct) return;
     for (int64_t tile = 0; tile < g.rows; tile += kGroup) {
       const Corners at(g, tile);
       Operands<Op>::template transform_group<FromOutputs>(

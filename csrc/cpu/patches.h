@@ -1,5 +1,5 @@
 // The direct convolution's rows: every pixel's 3x3 patch, tap after tap, each with all its channels,
-// of which there is less than a panel.
+// of which there is less than a panel. Such a convolution is never rounded (convolution.h).
 
 #pragma once
 
@@ -9,29 +9,26 @@ namespace fastmtt {
 namespace FASTMTT_ISA {
 namespace {
 
-template <typename Op>
-struct Patches : Operands<Op> {
-  using typename Operands<Op>::T;
-  using typename Operands<Op>::Row;
-  using Operands<Op>::kLength;
-  using Operands<Op>::kGroup;
-  using Operands<Op>::put;
+template <typename T>
+struct Patches : Operands<Exact<T>> {
+  using typename Operands<Exact<T>>::Row;
+  using Operands<Exact<T>>::kLength;
+  using Operands<Exact<T>>::at;
 
   // Patches are put together this many at a time: one that is read just after it was written, in
   // other pieces, makes the processor wait.
   static constexpr int64_t kAtOnce = 8;
 
-  static void lift(const Grid& g, const T* image, const Operand& v, int64_t row, bool pairs) {
+  static void lift(const Grid& g, const T* image, const Operand& v, int64_t row) {
     const int64_t panels = (9 * g.in + kLength - 1) / kLength;
     T patches[kAtOnce][10 * kLength] = {};
     for (int64_t first = 0; first < g.rows; first += kAtOnce) {
       const int64_t count = g.rows - first < kAtOnce ? g.rows - first : kAtOnce;
       for (int64_t i = 0; i < count; ++i) copy(g, image, first + i, patches[i]);
       for (int64_t panel = 0; panel < panels; ++panel) {
-        for (int64_t i = 0; i < count; i += kGroup) {
-          Row rows[kGroup];
-          for (int k = 0; k < kGroup; ++k) rows[k] = Row::load(patches[i + k] + panel * kLength);
-          put(rows, v, 0, panel, row + first + i, pairs);
+        T* to = at(v, 0, panel, row + first);
+        for (int64_t i = 0; i < count; ++i) {
+          Row::load(patches[i] + panel * kLength).store(to + i * kLength);
         }
       }
     }
@@ -53,8 +50,7 @@ struct Patches : Operands<Op> {
     }
     for (int64_t dy = -1; dy <= 1; ++dy) {
       for (int64_t dx = -1; dx <= 1; ++dx) {
-        const bool inside = y < g.height && y + dy >= 0 && y + dy < g.height && x + dx >= 0 &&
-                            x + dx < g.width;
+        const bool inside = y + dy >= 0 && y + dy < g.height && x + dx >= 0 && x + dx < g.width;
         const T* tap = image + ((y + dy) * g.width + x + dx) * g.in;
         for (int64_t c = 0; c < g.in; ++c) *to++ = inside ? tap[c] : T(0);
       }
@@ -69,8 +65,8 @@ struct Patches : Operands<Op> {
         int64_t k = 0;
         for (int64_t dy = -1; dy <= 1; ++dy) {
           for (int64_t dx = -1; dx <= 1; ++dx) {
-            const bool inside = y + dy >= 0 && y + dy < g.height && x + dx >= 0 &&
-                                x + dx < g.width;
+            const bool inside =
+                y + dy >= 0 && y + dy < g.height && x + dx >= 0 && x + dx < g.width;
             T* to = ga + ((y + dy) * g.width + x + dx) * g.in;
             for (int64_t c = 0; c < g.in; ++c, ++k) {
               if (inside) to[c] += from[k / kLength * gv.panel + k % kLength];

@@ -5,6 +5,7 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <initializer_list>
 
 namespace fastmtt {
@@ -42,6 +43,33 @@ inline void check_apart(
         "fastmtt::", op, ": ", result.name, " must not lie in the memory of ", input.name);
   }
 }
+
+// Where a tensor lies whose students, `bytes` long each, begin `stride` bytes apart.
+struct Place {
+  Place(const char* name, const void* begin, int64_t students, int64_t stride, int64_t bytes)
+      : name(name),
+        begin(reinterpret_cast<uintptr_t>(begin)),
+        students(students),
+        stride(stride),
+        bytes(bytes) {}
+
+  // Packed weights' students lie apart, with other parameters between: extents that meet need not.
+  bool meets(const Place& other) const {
+    if (bytes == 0 || other.bytes == 0 || begin >= other.end() || other.begin >= end()) return false;
+    for (int64_t i = 0; i < students; ++i) {
+      for (int64_t j = 0; j < other.students; ++j) {
+        const uintptr_t here = begin + i * stride, there = other.begin + j * other.stride;
+        if (here < there + other.bytes && there < here + bytes) return true;
+      }
+    }
+    return false;
+  }
+  uintptr_t end() const { return begin + (students - 1) * stride + bytes; }
+
+  const char* name;
+  uintptr_t begin;
+  int64_t students, stride, bytes;
+};
 
 // Ops that work element by element may write an input itself, but no other part of its memory.
 inline void check_whole(

@@ -4,6 +4,7 @@
 
 #include "filters.h"
 #include "norm.h"
+#include "norm_backward.h"
 #include "products.h"
 
 namespace fastmtt {
@@ -23,8 +24,8 @@ constexpr Kernels<typename Op::Value> kTable = {
     &Filters<Op>::from_rows,
     &Norm<Op>::normalise,
     &Norm<Op>::normalise_jvp,
-    &Norm<Op>::backward,
-    &Norm<Op>::backward_jvp,
+    &NormBackward<Op>::backward,
+    &NormBackward<Op>::backward_jvp,
 };
 
 }  // namespace

@@ -39,7 +39,8 @@ class BaseConfig:
         batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>; DATM's list of GPUs is read as auto.
         backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
-        precision: What convolutions multiply: fp32, or bf16, which sums in fp32 and is faster.
+        precision: What convolutions of 16 input channels and more multiply: fp32, or bf16, which
+            sums in fp32 and is faster.
         threads: CPU threads (null, as torch chooses).
         seed: Seed of every draw; two runs with one seed are equal to the bit.
         resume: Go on where a killed run stopped, to the bits it would have reached.

@@ -35,7 +35,7 @@ class EvaluateConfig:
         batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>.
         backend: Force one backend: reference or cpu.
-        precision: What convolutions multiply: fp32 or bf16.
+        precision: What convolutions of 16 input channels and more multiply: fp32 or bf16.
         threads: CPU threads.
         seed: Seed of every draw.
         num_eval: Networks trained [MTT].

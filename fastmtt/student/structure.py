@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fastmtt.ops.reference import EPS
+from fastmtt.ops.reference_block import EPS
 from fastmtt.student.probe import is_chain
 
 GROUP = 4  # modules a block: convolution, norm, ReLU, pooling
