@@ -22,7 +22,7 @@ def environment() -> dict[str, Any]:
     packages = ("torch", "torchvision", "numpy", "kornia", "safetensors", "triton")
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": _command(),
         "machine": platform.node(),
         "system": platform.platform(),
         "processor": processor_name(),
@@ -51,6 +51,13 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _command() -> list[str]:
+    """Give what was typed: argv has a module's file where `python -m` has its name."""
+    spec = sys.modules["__main__"].__spec__
+    program = sys.argv[:1] if spec is None else ["python", "-m", spec.name]
+    return [*program, *sys.argv[1:]]
 
 
 def _commit(folder: Path) -> str | None:
