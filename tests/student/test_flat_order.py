@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastmtt import FastmttError
 from fastmtt.student import flatten_parameters, initial_weights, make_student
-from fastmtt.student.zoo import ConvNet, make_network
+from fastmtt.student.zoo import ConvNet, known_names, make_network
 
 COUNTS = [  # methods, table 2.4
     ("ConvNet", (3, 32, 32), 10, 320_010),
@@ -27,6 +27,31 @@ COUNTS = [  # methods, table 2.4
     ("ConvNetW256", (3, 32, 32), 10, 1_229_834),
     ("ConvNetW512", (3, 32, 32), 10, 4_818_954),
     ("ConvNetW1024", (3, 32, 32), 10, 19_075_082),
+    ("ConvNetKIP", (3, 32, 32), 10, 19_068_938),
+    ("ConvNetW128", (3, 32, 32), 10, 320_010),
+    *((f"ConvNet{kind}", (3, 32, 32), 10, 320_010) for kind in ("BN", "GN", "IN", "MP", "AP")),
+    *((f"ConvNet{kind}", (3, 32, 32), 10, 320_010) for kind in ("AS", "AR", "AL")),
+    ("ConvNetNN", (3, 32, 32), 10, 319_242),
+    ("ConvNetLN", (3, 32, 32), 10, 663_306),
+    ("ConvNetNP", (3, 32, 32), 10, 1_610_250),
+    ("ConvNetD4BN", (3, 64, 64), 200, 857_160),
+    ("MLP", (3, 32, 32), 10, 411_146),
+    ("MLP", (1, 28, 28), 10, 118_282),
+    ("LeNet", (3, 32, 32), 10, 62_006),
+    ("LeNet", (1, 28, 28), 10, 61_706),
+    ("AlexNet", (3, 32, 32), 10, 1_872_202),
+    ("AlexNet", (3, 32, 32), 100, 2_148_772),
+    *((name, (3, 32, 32), 10, 9_231_114) for name in ("VGG11", "VGG11BN")),
+    *((name, (3, 32, 32), 100, 9_277_284) for name in ("VGG11", "VGG11BN")),
+    *((name, (3, 32, 32), 10, 11_173_962) for name in ("ResNet18", "ResNet18BN")),
+    *((name, (3, 32, 32), 100, 11_220_132) for name in ("ResNet18", "ResNet18BN")),
+    *((name, (3, 32, 32), 10, 11_250_762) for name in ("ResNet18_AP", "ResNet18BN_AP")),
+    *((name, (3, 32, 32), 10, 4_903_242) for name in ("ResNet10", "ResNet10BN")),
+    ("MLP_Tiny", (3, 64, 64), 200, 1_615_304),
+    ("LeNet_Tiny", (3, 64, 64), 200, 78_156),
+    ("AlexNet_Tiny", (3, 64, 64), 200, 2_456_072),
+    ("VGG11_Tiny", (3, 64, 64), 200, 9_328_584),
+    *((name, (3, 64, 64), 200, 11_271_432) for name in ("ResNet18_Tiny", "ResNet18BN_Tiny")),
 ]
 
 OFFSETS = {  # methods, section 1.6
@@ -52,6 +77,10 @@ def test_parameter_counts(name, image_shape, classes, count):
     with torch.device("meta"):
         net = make_network(name, image_shape=image_shape, classes=classes)
     assert sum(p.numel() for p in net.parameters()) == count
+
+
+def test_every_published_name_is_counted():
+    assert {name for name, *_ in COUNTS} >= set(known_names()) - {"ConvNetD7", "ConvNetD8"}
 
 
 def test_offsets_of_the_standard_convnet():
@@ -140,7 +169,12 @@ def test_networks_by_name():
     ("name", "message"),
     [
         ("ConvNetd3", "network 'ConvNetd3' is not known; did you mean ConvNetD3"),
-        ("ResNet99x", "network 'ResNet99x' is not known; for example ConvNet"),
+        ("ResNet99x", "network 'ResNet99x' is not known; did you mean ResNet18"),
+        ("VGG11Bn", "network 'VGG11Bn' is not known; did you mean VGG11BN"),
+        ("Perceiver", "network 'Perceiver' is not known; for example ConvNet"),
+        ("ConvNetMPBN", "is not known"),
+        ("ConvNetW6GN", "group norm has 4 groups, and 6 channels cannot be divided so"),
+        ("VGG11", "of 16x16 images nothing is left before the end of a VGG11"),
         ("ConvNetD0", "is not known"),
         ("ConvNetD5", "depth 5 halves its images 5 times; 16x16 images allow at most depth 4"),
     ],
