@@ -11,3 +11,7 @@ class FastmttError(Exception):
     def __init__(self, sentence: str) -> None:
         """Keep the sentence without its line breaks."""
         super().__init__(" ".join(sentence.splitlines()))
+
+
+class NoStudentError(FastmttError, ValueError):
+    """A network cannot be a student, whether it was handed in or asked for by name."""

@@ -212,6 +212,7 @@ def test_a_run_that_goes_astray_says_so_and_keeps_what_was_good(tmp_path, capsys
         ("--method mt", "mt"),
         ("--model ConvNetD9W8", "depth"),
         ("--model ResNet99", "ResNet99"),
+        ("--model ConvNetD1W8BN", "BatchNorm2d in training mode, whose running statistics"),
         ("--dataset digit", "digits"),
         ("--dsa_strategy colour", "colour"),
         ("--device cuda:7", "device"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmtt import draws
+from fastmtt.errors import NoStudentError
 from fastmtt.student.base import Student, flatten_parameters
 from fastmtt.student.convnet import ConvNetStudent
 from fastmtt.student.heads import LossFunction
@@ -21,6 +22,7 @@ __all__ = [
     "LossFunction",
     "ModuleStudent",
     "Room",
+    "Structure",
     "Student",
     "Tape",
     "find_structure",
@@ -53,15 +55,15 @@ def make_student(
         A ``ConvNetStudent`` where the module's structure is the ConvNet's, else ``ModuleStudent``.
 
     Raises:
-        ValueError: the module keeps statistics, draws numbers in its forward, or cannot take such
-            images.
+        NoStudentError: the module keeps statistics, draws numbers in its forward, or cannot take
+            such images.
     """
     structure = find_structure(module, image_shape)
     if isinstance(structure, Structure):
         return ConvNetStudent(module, structure, loss_fn, bf16=precision == "bf16", room=room)
     student = ModuleStudent(module, loss_fn, bf16=precision == "bf16")
     if draws_numbers(module, image_shape):
-        raise ValueError(
+        raise NoStudentError(
             f"{type(module).__name__} gives different outputs for the same inputs: a step is "
             "computed twice, so a student must not draw numbers; call .eval() on it or take its "
             "dropout out"

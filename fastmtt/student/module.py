@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastmtt.errors import NoStudentError
 from fastmtt.student.base import EVERYTHING, Needs, Student, split_flat
 from fastmtt.student.heads import LossFunction, scalar_loss
 from fastmtt.student.room import Tape
@@ -23,7 +24,7 @@ class ModuleStudent(Student):
     def __init__(
         self, module: nn.Module, loss_fn: LossFunction | None = None, *, bf16: bool = False
     ) -> None:
-        """Wrap ``module``; raises ValueError if its training-mode forward is not a function.
+        """Wrap ``module``; raises NoStudentError if its training-mode forward is not a function.
 
         Args:
             module: any module mapping a batch to logits; used without its own weights.
@@ -126,12 +127,12 @@ def _refuse_impure(module: nn.Module) -> None:
             isinstance(part, nn.modules.batchnorm._BatchNorm) or part.track_running_stats
         )
         if keeps_statistics and part.training:
-            raise ValueError(
+            raise NoStudentError(
                 f"{name}, whose running statistics are not part of a trajectory: use GroupNorm or "
                 "InstanceNorm in a student, or call .eval() on it first"
             )
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
-            raise ValueError(
+            raise NoStudentError(
                 f"{name}, which draws anew each time a step is computed: call .eval() on it or "
                 "take it out of the student"
             )

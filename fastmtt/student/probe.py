@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fastmtt.errors import NoStudentError
+
 _chains: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 _draws: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 
@@ -38,7 +40,7 @@ def draws_numbers(module: nn.Module, image_shape: tuple[int, ...]) -> bool:
     """Whether two forwards on the same inputs differ, as with dropout.
 
     Raises:
-        ValueError: the module cannot take such images.
+        NoStudentError: the module cannot take such images.
     """
     key = (image_shape, module.training)
     known = _draws.setdefault(module, {})
@@ -48,7 +50,7 @@ def draws_numbers(module: nn.Module, image_shape: tuple[int, ...]) -> bool:
             try:
                 once, again = (functional_call(module, weights, (x.clone(),)) for _ in range(2))
             except Exception as error:
-                raise ValueError(
+                raise NoStudentError(
                     f"the student cannot take a batch of shape {list(x.shape)}: {error}"
                 ) from error
         known[key] = not torch.equal(once.nan_to_num(), again.nan_to_num())
