@@ -1,4 +1,7 @@
-"""`python -m fastmtt.info`: what is installed, what was built, what serves each op, and why."""
+"""`python -m fastmtt.info`: what is installed, what was built, what serves each op, and why.
+
+With `--model NAME` it tells of a network instead: its parameters and what trains it.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,11 @@ from typing import Any
 import torch
 
 from fastmtt import toolchain
-from fastmtt.errors import FastmttError
+from fastmtt.command import command
+from fastmtt.errors import FastmttError, NoStudentError
 from fastmtt.ops import backends
+from fastmtt.student import Structure, find_structure, make_student
+from fastmtt.student.zoo import make_network
 
 Lines = list[tuple[str, str]]
 
@@ -126,6 +132,36 @@ def environment() -> Lines:
     return named or [("no FASTMTT_ variable", "")]
 
 
+def network(name: str, image_shape: tuple[int, int, int], classes: int) -> Lines:
+    """A network's number of parameters and what computes it as a student and in evaluation.
+
+    Raises:
+        FastmttError: there is no such network for such images.
+    """
+    module = make_network(name, image_shape=image_shape, classes=classes)
+    count = sum(p.numel() for p in module.parameters())
+    structure = find_structure(module, image_shape)
+    if isinstance(structure, Structure):
+        student = f"compiled verbs: {structure.depth} blocks of conv_block, then linear_xent"
+        evaluated = "networks side by side, by the same verbs"
+    else:
+        student = f"generic verbs, by double backward: {structure}"
+        evaluated = "one network after another, by its own forward"
+        try:
+            make_student(module, image_shape)
+        except NoStudentError as reason:
+            student = f"none: {reason}"
+    size = f"{count:,}".replace(",", " ")
+    images = f"{'x'.join(str(size) for size in image_shape)}, {classes} classes"
+    return [
+        ("network", name),
+        ("images", images),
+        ("parameters", size),
+        ("student", student),
+        ("evaluation", evaluated),
+    ]
+
+
 def report() -> str:
     """All of it as one text."""
     machine = [*processor(), ("GPU", gpu()), ("extension", extension()), *cuda()]
@@ -135,6 +171,10 @@ def report() -> str:
         "Ops": ops(),
         "Environment": environment(),
     }
+    return _text(sections)
+
+
+def _text(sections: dict[str, Lines]) -> str:
     width = max(len(name) for lines in sections.values() for name, _ in lines)
     texts = []
     for title, lines in sections.items():
@@ -143,10 +183,23 @@ def report() -> str:
     return "\n\n".join(texts)
 
 
-def main() -> None:
-    """The command."""
-    argparse.ArgumentParser(prog="python -m fastmtt.info", description=__doc__).parse_args()
-    print(report())
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Print the report, or what there is to know of one network."""
+    parser = argparse.ArgumentParser(prog="python -m fastmtt.info", description=__doc__)
+    parser.add_argument("--model", help="tell of this network instead (ConvNetD4, timm:NAME)")
+    parser.add_argument("--im_size", type=int, default=32, help="height and width of its images")
+    parser.add_argument("--channels", type=int, default=3, help="their channels")
+    parser.add_argument("--classes", type=int, default=10, help="number of classes")
+    asked = parser.parse_args(argv)
+    if asked.model is None:
+        print(report())
+        return
+    for name in ("im_size", "channels", "classes"):
+        if getattr(asked, name) < 1:
+            raise FastmttError(f"{name} is {getattr(asked, name)}, wanted a number at least 1")
+    shape = (asked.channels, asked.im_size, asked.im_size)
+    print(_text({"Network": network(asked.model, shape, asked.classes)}))
 
 
 if __name__ == "__main__":

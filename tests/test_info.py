@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from fastmtt import info, toolchain
@@ -72,3 +73,49 @@ def test_missing_extension_is_explained_once(monkeypatch):
     monkeypatch.setattr(backends, "extension_error", lambda: why)
     monkeypatch.setattr(backends, "table", lambda: [row])
     assert info.ops() == [("dot", "reference  the extension is not loaded")]
+
+
+def told(capsys, flags):
+    info.main(flags.split())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Network"
+    return {
+        name: value.strip() for name, value in (line.strip().split(" ", 1) for line in lines[1:])
+    }
+
+
+def test_a_network_that_the_compiled_verbs_serve(capsys):
+    found = told(capsys, "--model ConvNetD4 --im_size 64 --classes 200")
+    assert found["images"] == "3x64x64, 200 classes" and found["parameters"] == "857 160"
+    assert found["student"] == "compiled verbs: 4 blocks of conv_block, then linear_xent"
+    assert "side by side" in found["evaluation"]
+
+
+def test_a_network_that_its_own_forward_serves(capsys):
+    found = told(capsys, "--model ConvNetD2W8AL --im_size 28 --channels 1")
+    assert found["images"] == "1x28x28, 10 classes"
+    assert found["student"] == (
+        "generic verbs, by double backward: block 1: its activation is not ReLU"
+    )
+    assert "one network after another" in found["evaluation"]
+
+
+def test_a_network_that_is_no_student(capsys):
+    found = told(capsys, "--model ConvNetBN")
+    assert found["parameters"] == "320 010"
+    assert found["student"].startswith("none: features.1 is BatchNorm2d in training mode")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model ResNet19", "network 'ResNet19' is not known; did you mean ResNet1"),
+        ("--model ConvNet --classes 0", "classes is 0, wanted a number at least 1"),
+        ("--model VGG11 --im_size 16", "of 16x16 images nothing is left"),
+    ],
+)
+def test_an_impossible_network_is_one_sentence(capsys, flags, words):
+    with pytest.raises(SystemExit) as stop:
+        info.main(flags.split())
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("fastmtt: ") and words in said
