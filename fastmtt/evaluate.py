@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastmtt import __version__, evaluation
+from fastmtt.accuracy_table import Row, by_network, by_set
 from fastmtt.augment import DSA
 from fastmtt.command import command
 from fastmtt.config import parse
 from fastmtt.data import DataSet, load_space
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
-from fastmtt.evaluation import Protocol, Scores
+from fastmtt.evaluation import Protocol
 from fastmtt.kept_scores import KeptScores, digest_of
 from fastmtt.ops import backends
 from fastmtt.options import BaseConfig, EvaluateConfig
+from fastmtt.pictures import save_bars
+from fastmtt.pools import pool
 from fastmtt.published_sets import load_published
 from fastmtt.run import append_metrics
+from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import Synthetic, load_synthetic
 
 REAL_STEPS = 1000  # of a network trained on all real images: enough to level off
@@ -45,57 +48,6 @@ class Subject:
     config: BaseConfig
     published: float | None
     ours: bool
-
-
-class Row:
-    """One line of the table: what was trained on and how well it went."""
-
-    def __init__(
-        self,
-        name: str,
-        images: int,
-        scores: Scores,
-        lr: float,
-        note: str = "",
-        epochs: int | None = None,
-    ) -> None:
-        """Keep accuracies [networks] as per cent; ``epochs`` where the protocol's were trained."""
-        self.name, self.images, self.lr, self.networks = name, images, lr, len(scores.test)
-        self.epochs = epochs
-        self.note = f"lr {lr:.4g}" + (f", {note}" if note else "")
-        self.test = _per_cent(scores.test)
-        self.held_out = None if scores.held_out is None else _per_cent(scores.held_out)
-
-    def record(self) -> dict[str, Any]:
-        """The line for ``metrics.jsonl``."""
-        found = {
-            "evaluated": self.name,
-            "accuracy": self.test[0],
-            "accuracy_std": self.test[1],
-            "networks": self.networks,
-            "lr": self.lr,
-            "epoch_eval_train": self.epochs,
-        }
-        if self.held_out is not None:
-            found |= {
-                "held_out_accuracy": self.held_out[0],
-                "held_out_accuracy_std": self.held_out[1],
-            }
-        return found
-
-
-def table(rows: list[Row], heading: str) -> str:
-    """Rows as aligned text; held-out accuracies stand there where there are any."""
-    held_out = any(row.held_out for row in rows)
-    column = f"{'held out':>16}  " if held_out else ""
-    head = f"{'trained on':<30}{'images':>8}  {'accuracy':>16}  {column}{'networks':>8}"
-    lines = [heading, head]
-    for row in rows:
-        column = f"{_in_words(row.held_out):>16}  " if held_out else ""
-        accuracy = f"{_in_words(row.test):>16}"
-        line = f"{row.name:<30}{row.images:>8}  {accuracy}  {column}{row.networks:>8}  {row.note}"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
 
 
 def find_subject(asked: EvaluateConfig) -> Subject:
@@ -154,10 +106,11 @@ def load_set(asked: EvaluateConfig, subject: Subject, dataset: DataSet) -> Synth
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """Train fresh networks on a distilled set, on request on real images too; print a table."""
+    """Train fresh networks, of one kind or several, on a distilled set; print a table."""
     asked = parse("evaluate", argv)
     subject = find_subject(asked)
     config = asked.applied_to(subject.config)
+    networks = pool(asked.eval_mode, config.model, asked.model_eval)
     protocol = Protocol(
         config.model,
         asked.num_eval,
@@ -171,12 +124,21 @@ def main(argv: list[str] | None = None) -> None:
     with backends.use(config.backend):
         dataset = load_data(config)
         synthetic = load_set(asked, subject, dataset)
-        digest = _digest(config, protocol, dataset, synthetic, asked.compare)
+        for name in networks:  # whether there are all of them, before the first is trained
+            make_network(name, image_shape=dataset.image_shape, classes=len(dataset.classes))
+        digest = _digest(config, protocol, networks, dataset, synthetic, asked.compare)
         kept = KeptScores(folder, digest, resume=asked.resume)
-        rows = _train_on_all(subject.name, dataset, synthetic, protocol, asked.compare, kept)
-    _tell(subject, config, dataset, rows)
-    how = {"model": config.model, "file": subject.file.name}
-    append_metrics(folder, [{**row.record(), **how} for row in rows])
+        if asked.eval_mode is None:
+            rows = _train_on_all(subject.name, dataset, synthetic, protocol, asked.compare, kept)
+        else:
+            rows = _train_each(subject.name, networks, dataset, synthetic, protocol, kept)
+    data = f"{len(dataset.test_images)} test images of {dataset.name} ({dataset.source})"
+    if asked.eval_mode is None:
+        print(by_set(rows, f"{config.model} on {data}"))
+    else:
+        _tell_each(subject, rows, data, asked)
+    _tell(subject, asked)
+    append_metrics(folder, [{**row.record(), "file": subject.file.name} for row in rows])
     kept.remove()
 
 
@@ -188,28 +150,57 @@ def _train_on_all(
     compare: bool,
     kept: KeptScores,
 ) -> list[Row]:
-    count, lr = len(synthetic.images), float(synthetic.lr)
+    """One network on the set and, to compare, on real images."""
+    model, count, lr = protocol.model, len(synthetic.images), float(synthetic.lr)
     scores = evaluation.evaluate_distilled(dataset, synthetic, protocol, kept=kept)
-    rows = [Row(name, count, scores, lr, epochs=protocol.epochs)]
+    rows = [Row(name, model, count, scores, lr, epochs=protocol.epochs)]
     if compare:
         ipc = max(1, count // len(dataset.classes))
         lrs = (evaluation.REAL_LR, lr)
         scores, better = evaluation.evaluate_random(dataset, ipc, lrs, protocol, kept)
         count = ipc * len(dataset.classes)
         note = "the better of two"
-        rows.append(Row("random real images", count, scores, better, note, protocol.epochs))
+        rows.append(Row("random real images", model, count, scores, better, note, protocol.epochs))
         scores = evaluation.evaluate_real(dataset, protocol, REAL_STEPS, kept)
         count, lr = len(dataset.train_images), evaluation.REAL_LR
-        rows.append(Row("all real training images", count, scores, lr, f"{REAL_STEPS} steps"))
+        note = f"{REAL_STEPS} steps"
+        rows.append(Row("all real training images", model, count, scores, lr, note))
     return rows
 
 
-def _tell(subject: Subject, config: BaseConfig, dataset: DataSet, rows: list[Row]) -> None:
-    count = len(dataset.test_images)
-    print(
-        table(rows, f"{config.model} on {count} test images of {dataset.name} ({dataset.source})")
+def _train_each(
+    name: str,
+    networks: list[str],
+    dataset: DataSet,
+    synthetic: Synthetic,
+    protocol: Protocol,
+    kept: KeptScores,
+) -> list[Row]:
+    """Several networks on the set, all by the settings it was distilled for."""
+    rows = []
+    for model in networks:
+        own = dataclasses.replace(protocol, model=model)
+        desc = f"{model} on the distilled set"
+        scores = evaluation.evaluate_distilled(dataset, synthetic, own, desc, kept)
+        lr = float(synthetic.lr)
+        rows.append(Row(name, model, len(synthetic.images), scores, lr, epochs=protocol.epochs))
+    return rows
+
+
+def _tell_each(subject: Subject, rows: list[Row], data: str, asked: EvaluateConfig) -> None:
+    first = rows[0]
+    heading = (
+        f"{first.name}, {first.images} images, {first.note}, {first.networks} of each network, "
+        f"on {data}"
     )
-    if subject.published is not None:
+    print(by_network(rows, heading))
+    picture = subject.file.with_name(f"{subject.file.stem}_eval_{asked.eval_mode}.png")
+    save_bars(picture, {row.model: row.test for row in rows}, "test accuracy (%)")
+    print(f"as a picture: {picture}")
+
+
+def _tell(subject: Subject, asked: EvaluateConfig) -> None:
+    if subject.published is not None and asked.eval_mode is None:
         print(f"published for this setting: {subject.published} %")
     name = subject.file.stem.removeprefix("distilled_")
     line = "ema_" if name.startswith("ema_") else ""
@@ -241,11 +232,17 @@ def _check_fits(file: Path, dataset: DataSet, synthetic: Synthetic) -> None:
 
 
 def _digest(
-    config: BaseConfig, protocol: Protocol, dataset: DataSet, synthetic: Synthetic, compare: bool
+    config: BaseConfig,
+    protocol: Protocol,
+    networks: list[str],
+    dataset: DataSet,
+    synthetic: Synthetic,
+    compare: bool,
 ) -> str:
     """Of everything the numbers come from; real images for training only where they are used."""
     settings = {
         "protocol": dataclasses.asdict(protocol) | {"augment": config.dsa and config.dsa_strategy},
+        "networks": networks,
         "classes": len(dataset.classes),
         "compare": REAL_STEPS if compare else None,
         "backend": config.backend,
@@ -259,15 +256,6 @@ def _digest(
     if compare:
         tensors += [dataset.train_images, dataset.train_labels]
     return digest_of(settings, tensors)
-
-
-def _per_cent(accuracies: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation, the field's (of the population)."""
-    return 100 * float(accuracies.mean()), 100 * float(accuracies.std(correction=0))
-
-
-def _in_words(accuracy: tuple[float, float] | None) -> str:
-    return "" if accuracy is None else f"{accuracy[0]:.2f} ± {accuracy[1]:.2f} %"
 
 
 if __name__ == "__main__":

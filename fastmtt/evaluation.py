@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from time import monotonic
 from typing import NamedTuple
 
 import torch
@@ -15,10 +17,11 @@ from fastmtt.choices import KeyedChoices
 from fastmtt.data import DataSet
 from fastmtt.draws import torch_seed
 from fastmtt.progress import Meter
-from fastmtt.student import Student, initial_weights, make_student
+from fastmtt.student import ConvNetStudent, Structure, find_structure, initial_weights
+from fastmtt.student.single import SingleNetwork
 from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import Synthetic, real_rows
-from fastmtt.training import Examples, Recipe, accuracy, students_at_once, train
+from fastmtt.training import Examples, Network, Recipe, accuracy, students_at_once, train
 
 REAL_LR = 0.01  # the field's learning rate for training on real images
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
@@ -30,10 +33,12 @@ class Scores(NamedTuple):
     Attributes:
         test: accuracies on test images, float64 [networks].
         held_out: accuracies on held-out training images [networks], or None where there are none.
+        seconds: what training and testing them took.
     """
 
     test: Tensor
     held_out: Tensor | None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,9 @@ def evaluate(
 ) -> Scores:
     """Accuracy of fresh networks trained on ``examples``.
 
+    Where the compiled verbs serve the network, several train side by side; others, which may then
+    keep statistics and draw numbers, one after another.
+
     Args:
         dataset: gives the test images, and held-out ones where it has them.
         examples: one set for all networks, or one each.
@@ -91,7 +99,8 @@ def evaluate(
     """
     kept = {} if kept is None else kept
     batch = min(protocol.batch_train, examples.count)
-    at_once = students_at_once(batch, dataset.image_shape)
+    compiled = isinstance(_network(dataset, protocol), ConvNetStudent)
+    at_once = students_at_once(batch, dataset.image_shape) if compiled else 1
     groups = torch.arange(protocol.networks).split(at_once)
     names = [f"{desc}: lr {lr!r}, networks {int(g[0])} to {int(g[-1])}" for g in groups]
     todo = [(name, group) for name, group in zip(names, groups, strict=True) if name not in kept]
@@ -100,22 +109,31 @@ def evaluate(
     steps = -(-examples.count // batch) * (protocol.epochs + 1)
     with Meter(len(todo) * len(sets) * steps, desc) as meter:
         for name, group in todo:
-            members = group.tolist()
+            begun, members = monotonic(), group.tolist()
+            network = _network(dataset, protocol)
             theta = _fresh(dataset, protocol, what, members)
             for draws, given in sets.items():
-                given = given.of(group)
-                theta = _trained(theta, dataset, given, lr, protocol, draws, members, meter.step)
-            kept[name] = _scores(theta, dataset, protocol)
+                theta = _trained(
+                    network, theta, given.of(group), lr, protocol, draws, members, meter.step
+                )
+            scores = _scores(theta, network, dataset)
+            kept[name] = scores._replace(seconds=monotonic() - begun)
     parts = [kept[name] for name in names]
     held_out = [part.held_out for part in parts if part.held_out is not None]
     return Scores(
-        torch.cat([part.test for part in parts]), torch.cat(held_out) if held_out else None
+        torch.cat([part.test for part in parts]),
+        torch.cat(held_out) if held_out else None,
+        sum(part.seconds for part in parts),
     )
 
 
-def _student(dataset: DataSet, protocol: Protocol) -> Student:
-    network = _make(dataset, protocol)
-    return make_student(network, dataset.image_shape, precision=protocol.precision)
+def _network(dataset: DataSet, protocol: Protocol) -> Network:
+    """Many networks side by side where the compiled verbs serve them, else one as it is."""
+    module, bf16 = _make(dataset, protocol), protocol.precision == "bf16"
+    structure = find_structure(module, dataset.image_shape)
+    if isinstance(structure, Structure):
+        return ConvNetStudent(module, structure, bf16=bf16)
+    return SingleNetwork(module.to(dataset.test_labels.device), bf16=bf16)
 
 
 def _make(dataset: DataSet, protocol: Protocol) -> nn.Module:
@@ -131,8 +149,8 @@ def _fresh(dataset: DataSet, protocol: Protocol, what: str, members: list[int]) 
 
 
 def _trained(
+    network: Network,
     theta: Tensor,
-    dataset: DataSet,
     examples: Examples,
     lr: float | list[float],
     protocol: Protocol,
@@ -150,24 +168,37 @@ def _trained(
         decay_after=protocol.epochs // 2 + 1,
         augment=protocol.augment,
     )
-    return train(
-        _student(dataset, protocol),
-        theta.to(examples.images.device),
-        examples,
-        recipe,
-        seed=protocol.seed,
-        what=what,
-        members=members,
-        after_step=after_step,
-    )
+    # a single network may draw as it computes: its draws, too, depend on its number alone
+    with _drawing(examples.images.device, torch_seed(protocol.seed, f"{what} forward", members[0])):
+        return train(
+            network,
+            theta.to(examples.images.device),
+            examples,
+            recipe,
+            seed=protocol.seed,
+            what=what,
+            members=members,
+            after_step=after_step,
+        )
 
 
-def _scores(theta: Tensor, dataset: DataSet, protocol: Protocol) -> Scores:
-    student = _student(dataset, protocol)
-    test = accuracy(student, theta, dataset.test_images, dataset.test_labels)
+@contextmanager
+def _drawing(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw from generators with a seed of their own; torch's global ones stay as they were."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _scores(theta: Tensor, network: Network, dataset: DataSet) -> Scores:
+    test = accuracy(network, theta, dataset.test_images, dataset.test_labels)
     if not dataset.held_out:
         return Scores(test, None)
-    return Scores(test, accuracy(student, theta, dataset.held_out_images, dataset.held_out_labels))
+    return Scores(test, accuracy(network, theta, dataset.held_out_images, dataset.held_out_labels))
 
 
 def evaluate_distilled(

@@ -1,8 +1,10 @@
-"""Pictures of distilled images, as the published programs show theirs."""
+"""Pictures: distilled images, as the published programs show theirs, and bars of accuracies."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -26,6 +28,23 @@ def save_image_grid(path: Path, pixels: Tensor) -> None:
             normalize=True,
             scale_each=True,
         )
+
+
+def save_bars(path: Path, values: Mapping[str, tuple[float, float]], label: str) -> None:
+    """Write a PNG of one horizontal bar a name, its mean written out, its deviation a whisker."""
+    names, means = [*values], [mean for mean, _ in values.values()]
+    figure = Figure(figsize=(6, 0.9 + 0.36 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    spread = [std for _, std in values.values()]
+    bars = axes.barh(names, means, xerr=spread, height=0.6, color="#4477aa", ecolor="#222222")
+    words = [f"{mean:.1f} ± {std:.1f}" for mean, std in values.values()]
+    axes.bar_label(bars, words, padding=4, fontsize=9)
+    axes.set_xlim(0, 1.25 * max(mean + std for mean, std in values.values()) or 1)
+    axes.invert_yaxis()  # the first name on top
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _for_the_eye(pixels: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ _ABSENT = {
     "texture": _Absent(_TEXTURE, (False,)),
     "canvas_size": _Absent(_TEXTURE, (), ("texture", False)),
     "canvas_samples": _Absent(_TEXTURE, (), ("texture", False)),
-    "eval_mode": _Absent("evaluation on several networks, which evaluate does one by one", ("S",)),
+    "eval_mode": _Absent("evaluation on several networks, which evaluate has", ("S",)),
     "max_files": _Absent("a number of files of ten experts, for which max_experts stands", (None,)),
     "loss_type": _Absent("TESLA's other losses of experts", ("ce",)),
     "random_trajectory": _Absent("TESLA's random trajectories", (False,)),

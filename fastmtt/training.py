@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastmtt import draws, ops
 from fastmtt.augment import DSA
-from fastmtt.student import Student
 
 
 class Images(Protocol):
@@ -33,6 +32,26 @@ class Images(Protocol):
 
     def split(self, size: int, /) -> Iterable[Tensor]:
         """All rows, so many at a time."""
+        ...
+
+
+class Network(Protocol):
+    """What training asks of a network: of a student (``fastmtt.student``) or a single one."""
+
+    def pack(self, flat: Tensor) -> Tensor:
+        """Flat vectors [S,P] from the public into the network's own order."""
+        ...
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The inverse of :meth:`pack`."""
+        ...
+
+    def gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss [S] and its gradient [S,P] on images [S,B,C,H,W] with labels."""
+        ...
+
+    def logits(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Outputs [S,B,K], without a graph."""
         ...
 
 
@@ -141,7 +160,7 @@ class Recipe:
 
 
 def train(
-    student: Student,
+    student: Network,
     theta: Tensor,
     examples: Examples,
     recipe: Recipe,
@@ -200,7 +219,7 @@ def train(
     return student.unpack(theta)
 
 
-def accuracy(student: Student, theta: Tensor, images: Images, labels: Tensor) -> Tensor:
+def accuracy(student: Network, theta: Tensor, images: Images, labels: Tensor) -> Tensor:
     """Top-1 accuracy [S] of weights [S,P] (public order) on images [n,C,H,W], labels int64 [n]."""
     packed = student.pack(theta)
     right = torch.zeros(len(theta), dtype=torch.int64)
@@ -224,7 +243,7 @@ _PLANES = 2**16  # pixels of one channel, over the images of a step
 
 
 def _direction(
-    student: Student, theta: Tensor, x: Tensor, y: Tensor, sharpness: Sharpness | None
+    student: Network, theta: Tensor, x: Tensor, y: Tensor, sharpness: Sharpness | None
 ) -> Tensor:
     """Where a step leads [S,P]: the gradient, or GSAM's direction from two of them."""
     _, g = student.gradient(theta, x, y)

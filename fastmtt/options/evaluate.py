@@ -38,7 +38,11 @@ class EvaluateConfig:
         precision: What convolutions of 16 input channels and more multiply: fp32 or bf16.
         threads: CPU threads.
         seed: Seed of every draw.
-        num_eval: Networks trained [MTT].
+        eval_mode: Pool of networks to train in place of model: S, it without BN; M, several
+            architectures; W, widths; D, depths; A, activations; P, poolings; N, norms; C, it and
+            ConvNet; BN, architectures with and without batch norm; other, model_eval [MTT].
+        model_eval: Networks of eval_mode other, joined by commas [MTT].
+        num_eval: Networks trained, of each architecture [MTT].
         epoch_eval_train: Number of the last epoch, counted from 0 [MTT].
         compare: Train on as many random real images and on all real images as well.
         which: A run's set that was best on test images, best on held-out ones, or the last.
@@ -49,7 +53,7 @@ class EvaluateConfig:
         "distilled images": "run which data_dir label_dir lr_dir lr",
         "data": DATA,
         "network and its batches": NETWORK,
-        "evaluation": "num_eval epoch_eval_train compare",
+        "evaluation": "eval_mode model_eval num_eval epoch_eval_train compare",
         "run": f"{MACHINE} resume",
     }
 
@@ -73,6 +77,8 @@ class EvaluateConfig:
     precision: Literal["fp32", "bf16"] | None = None
     threads: int | None = None
     seed: int | None = None
+    eval_mode: Literal["S", "M", "W", "D", "A", "P", "N", "C", "BN", "other"] | None = None
+    model_eval: str | None = None
     num_eval: int = 5
     epoch_eval_train: int = 1000
     compare: bool = False
@@ -90,6 +96,18 @@ class EvaluateConfig:
             raise FastmttError(
                 f"which is {self.which}, but it chooses among a run's sets and data_dir names one "
                 "file; leave it out"
+            )
+
+        if (self.eval_mode == "other") != (self.model_eval is not None):
+            raise FastmttError(
+                f"eval_mode is {self.eval_mode or 'null'} and model_eval "
+                f"{self.model_eval or 'null'}, but other is the mode that names networks by "
+                "model_eval; give both or neither"
+            )
+        if self.compare and self.eval_mode is not None:
+            raise FastmttError(
+                "compare trains one network on several sets, and eval_mode "
+                f"{self.eval_mode} several networks on one; leave one of them out"
             )
 
     def applied_to(self, made_with: C) -> C:

@@ -113,10 +113,16 @@ class ModuleStudent(Student):
         return scalar_loss(self.loss_fn, self._forward(theta, x), y)
 
     def _forward(self, theta: Tensor, x: Tensor) -> Tensor:
-        weights = dict(split_flat(theta, self.names, self.shapes))
-        with torch.autocast(theta.device.type, torch.bfloat16, enabled=self.bf16):
-            logits: Tensor = functional_call(self.module, weights, (x,))
-        return logits.to(theta.dtype)
+        return forward_at(self.module, theta, x, self.bf16)
+
+
+def forward_at(module: nn.Module, theta: Tensor, x: Tensor, bf16: bool) -> Tensor:
+    """The module's logits [B,K] for images [B,C,H,W], at weights [P] in place of its own."""
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    weights = dict(split_flat(theta, tuple(shapes), tuple(shapes.values())))
+    with torch.autocast(theta.device.type, torch.bfloat16, enabled=bf16):
+        logits: Tensor = functional_call(module, weights, (x,))
+    return logits.to(theta.dtype)
 
 
 def _refuse_impure(module: nn.Module) -> None:
