@@ -32,7 +32,8 @@ class BaseConfig:
             [MTT].
         held_out: Training images of each class kept out of training, to select a set by.
         download: Fetch the data where they are missing.
-        model: Network, by the field's names: ConvNet, ConvNetD4, ConvNetW32 and so on [MTT].
+        model: Network, by the field's names: ConvNet, ConvNetD4, VGG11, ResNet18 and so on, or
+            timm:NAME; docs/networks.md lists them [MTT].
         zca: Whiten the images by ZCA instead of normalising them [MTT].
         dsa: Augment by DSA (differentiable siamese augmentation) [MTT].
         dsa_strategy: DSA's operations, joined by underscores; one is drawn for each batch [MTT].

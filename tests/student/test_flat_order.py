@@ -95,6 +95,63 @@ def test_offsets_of_the_standard_convnet():
     assert student.shapes[0] == (128, 3, 3, 3) and student.shapes[-2] == (10, 2048)
 
 
+BEGINNINGS = {  # worked out by hand: name, end
+    "ResNet18": [
+        ("conv1.weight", 1728),
+        ("bn1.weight", 1792),
+        ("bn1.bias", 1856),
+        ("layer1.0.conv1.weight", 38720),
+        ("layer1.0.bn1.weight", 38784),
+    ],
+    "VGG11BN": [
+        ("features.0.weight", 1728),
+        ("features.0.bias", 1792),
+        ("features.1.weight", 1856),
+        ("features.1.bias", 1920),
+        ("features.4.weight", 75648),
+    ],
+    "AlexNet": [
+        ("features.0.weight", 9600),
+        ("features.0.bias", 9728),
+        ("features.3.weight", 624128),
+        ("features.3.bias", 624320),
+        ("features.6.weight", 1066688),
+    ],
+    "LeNet": [
+        ("features.0.weight", 450),
+        ("features.0.bias", 456),
+        ("features.3.weight", 2856),
+        ("features.3.bias", 2872),
+        ("fc_1.weight", 50872),
+    ],
+    "MLP": [("fc_1.weight", 393216), ("fc_1.bias", 393344), ("fc_2.weight", 409728)],
+}
+
+
+@pytest.mark.parametrize("name", BEGINNINGS)
+def test_offsets_of_the_other_networks(name):
+    with torch.device("meta"):
+        parameters = make_network(name, image_shape=(3, 32, 32), classes=10).named_parameters()
+    offset = 0
+    for (found, p), (wanted, end) in zip(parameters, BEGINNINGS[name], strict=False):
+        offset += p.numel()
+        assert (found, offset) == (wanted, end)
+
+
+@pytest.mark.parametrize("name", known_names())
+def test_flat_order_is_the_published_walk_over_the_modules(name):
+    """Module by module, each one's own parameters, as the published programs gather them."""
+    size = 256 if name in ("ConvNetD6", "ConvNetD7", "ConvNetD8") else 64
+    with torch.device("meta"):
+        net = make_network(name, image_shape=(3, size, size), classes=10)
+    walk = [
+        f"{path}.{key}"
+        for path, module in net.named_modules()
+        for key, _ in module.named_parameters(recurse=False)
+    ]
+    assert walk == [key for key, _ in net.named_parameters()]
+
+
 def test_flat_order_is_that_of_parameters():
     net = ConvNet((3, 8, 8), 3, depth=2, width=4)
     want = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
