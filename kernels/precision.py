@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from fastmtt.kernels.tuning import interpreting
 from fastmtt.ops.reference_block import BF16_CHANNELS
 
+_INTERPRETING: tl.constexpr = tl.constexpr(interpreting)
 PRECISIONS = ("bf16", "tf32", "ieee")
 
 
@@ -21,3 +25,13 @@ def of(a: Tensor, channels: int, bf16: bool) -> str:
     if bf16 and channels >= BF16_CHANNELS:
         return "bf16"
     return "tf32" if a.is_cuda and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+@triton.jit
+def multiply(x, y, sums, PRECISION: tl.constexpr):
+    """``sums`` + the matrix product of x and y, bfloat16 tensors or float32 ones."""
+    if _INTERPRETING and PRECISION == "bf16":  # the interpreter would multiply the bits as integers
+        x = x.to(tl.float32)
+        y = y.to(tl.float32)
+    rounding: tl.constexpr = "tf32" if PRECISION == "tf32" else "ieee"
+    return tl.dot(x, y, sums, input_precision=rounding)
