@@ -28,6 +28,21 @@ def of(a: Tensor, channels: int, bf16: bool) -> str:
 
 
 @triton.jit
+def rounded(x, PRECISION: tl.constexpr):
+    """float32 to the nearest bfloat16 or tf32, which tensor cores do not take by themselves.
+
+    They cut bits off tf32. Triton's interpreter does so for bfloat16, hence the integers here.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    if PRECISION == "bf16":  # ties to even, as torch rounds
+        bits = (bits + (0x7FFF + ((bits >> 16) & 1))) & -0x10000
+    elif PRECISION == "tf32":
+        bits = (bits + 0x1000) & -0x2000
+    nearest = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # a NaN's bits overflow
+    return nearest.to(tl.bfloat16) if PRECISION == "bf16" else nearest
+
+
+@triton.jit
 def multiply(x, y, sums, PRECISION: tl.constexpr):
     """``sums`` + the matrix product of x and y, bfloat16 tensors or float32 ones."""
     if _INTERPRETING and PRECISION == "bf16":  # the interpreter would multiply the bits as integers
