@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from fastmtt.kernels.tuning import interpreting
 from torch import Tensor
 
-from fastmtt.kernels.tuning import interpreting
 from fastmtt.ops.reference_block import BF16_CHANNELS
 
 _INTERPRETING: tl.constexpr = tl.constexpr(interpreting)

@@ -6,15 +6,14 @@ side, for the weights [3,3,Cin,Cout] of a forward convolution therefore transpos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fastmtt.kernels.precision import rounded
 from fastmtt.kernels.tuning import Config
+from torch import Tensor
 
 _TILE = Config({"TILE": 32}, warps=4, stages=1)
 
