@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import triton
 
-REPEATS = 5  # timed runs of each configuration; the fastest counts
+REPEATS = 5  # timed runs of each configuration, one after another
 interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -77,26 +78,43 @@ def choose(
 
 
 def _fastest(name: str, configs: Sequence[Config], run: Callable[[Config], object]) -> Config:
-    measured = []
-    for config in configs:
-        try:
-            measured.append((_seconds(config, run), config))
-        except triton.runtime.errors.OutOfResources:
-            continue
+    measured = [(_seconds(config, run), config) for config in _fitting(configs, run)]
     if not measured:
         raise RuntimeError(f"no configuration of {name} fits this GPU; use --backend reference")
     return min(measured, key=lambda pair: pair[0])[1]
 
 
-def _seconds(config: Config, run: Callable[[Config], object]) -> float:
-    run(config)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
-    events[0].record()
-    for event in events[1:]:
-        run(config)
-        event.record()
+def _fitting(configs: Sequence[Config], run: Callable[[Config], object]) -> list[Config]:
+    """The configurations the GPU has room for; compiled side by side, which takes seconds each."""
+    device = torch.cuda.current_device()
+
+    def fits(config: Config) -> bool:
+        with torch.cuda.device(device):
+            try:
+                run(config)
+            except triton.runtime.errors.OutOfResources:
+                return False
+        return True
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        fitting = list(threads.map(fits, configs))
     torch.cuda.synchronize()
-    return min(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))
+    return [config for config, it_fits in zip(configs, fitting, strict=True) if it_fits]
+
+
+def _seconds(config: Config, run: Callable[[Config], object]) -> float:
+    """Of one launch; a captured graph, as launching from here may take longer than computing."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(REPEATS):
+            run(config)
+    graph.replay()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1000 / REPEATS
 
 
 def _file() -> Path:
