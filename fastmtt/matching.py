@@ -144,8 +144,10 @@ class TrajectoryMatcher(nn.Module):
         rates = check_rates(lr, self.steps, start)
         segments = 1 if start.dim() == 1 else start.shape[0]
         if draws is None:
+            # given rows and an augmentation of the caller's own leave torch's generator alone
+            drawn = indices is None or isinstance(self.augment, DSA)
             draws = draw(
-                seed=_seed(generator),
+                seed=_seed(generator) if drawn else 0,
                 steps=self.steps,
                 segments=segments,
                 n=len(images),
