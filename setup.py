@@ -16,7 +16,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -183,4 +183,8 @@ def build_options() -> dict:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    setup(**build_options())
+    setup(
+        packages=[*find_packages(include=["fastmtt", "fastmtt.*"]), "fastmtt.kernels"],
+        package_dir={"fastmtt.kernels": "kernels"},  # "kernels" is another project's import name
+        **build_options(),
+    )

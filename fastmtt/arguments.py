@@ -16,8 +16,8 @@ Theta = Tensor | Mapping[str, Tensor]
 def check_options(gradient: Gradient, precision: str | None, memory: int | None) -> None:
     """ValueError unless the options common to the calls are known and in range."""
     check_gradient(gradient)
-    if precision not in (None, "fp32", "bf16"):
-        raise ValueError(f"precision must be None, 'fp32' or 'bf16', got {precision!r}")
+    if precision not in (None, "fp32", "tf32", "bf16"):
+        raise ValueError(f"precision must be None, 'fp32', 'tf32' or 'bf16', got {precision!r}")
     if memory is not None and (not isinstance(memory, int) or memory < 0):
         raise ValueError(f"memory must be None or a whole number of bytes, got {memory!r}")
 
@@ -28,6 +28,11 @@ def check_precision(precision: str | None, theta: Tensor) -> None:
         raise ValueError(
             f"precision 'bf16' rounds what float32 convolutions multiply, but the weights are "
             f"{theta.dtype}: give float32 weights, or leave precision out"
+        )
+    if precision == "tf32" and (theta.dtype != torch.float32 or not theta.is_cuda):
+        raise ValueError(
+            f"precision 'tf32' is a GPU's way to multiply float32, but the weights are "
+            f"{theta.dtype} on {theta.device}: leave precision out"
         )
 
 

@@ -39,7 +39,7 @@ _build = _load_build()
 def versions() -> Lines:
     """Python, fastmtt and the packages whose version decides about results."""
     lines = [("Python", platform.python_version())]
-    for package in ("fastmtt", "torch", "torchvision", "numpy", "kornia"):
+    for package in ("fastmtt", "torch", "torchvision", "triton", "numpy", "kornia"):
         try:
             lines.append((package, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:

@@ -67,9 +67,10 @@ class TrajectoryMatcher(nn.Module):
                 the latter the output and its graph are kept for every step.
             keep: parameters that count: a boolean mask [P], indices into the flat vector, or a
                 function from squared distances [P] to either.
-            precision: None or "fp32", or "bf16": what float32 convolutions multiply is rounded to
-                bfloat16; sums, statistics and weights stay float32, and so do a ConvNet's
-                convolutions of fewer than 16 input channels, as its first one.
+            precision: of what float32 convolutions multiply; sums, statistics and weights stay
+                float32. None is "fp32" on a CPU, and on a GPU "tf32" unless torch's switch
+                ``torch.backends.cudnn.allow_tf32`` forbids it; "bf16" rounds to bfloat16, but in a
+                ConvNet's convolutions of fewer than 16 input channels, as its first one.
             memory: bytes the tape may take beyond theta_t and g_t; None for none.
             backend: force a backend; see ``python -m fastmtt.info``.
 

@@ -7,7 +7,7 @@ from problems import Problem
 from tolerances import META_GRADIENT
 
 from fastmtt import batches, ops
-from fastmtt.ops import reference
+from fastmtt.ops import reference_block
 from fastmtt.student import make_student
 from fastmtt.student.base import TapeOption
 from fastmtt.student.zoo import ConvNet
@@ -73,8 +73,8 @@ def test_a_second_sweep_takes_no_more_memory():
 
 
 def test_kept_work_is_not_done_again(monkeypatch):
-    calls, plain = [], reference._normalise
-    monkeypatch.setattr(reference, "_normalise", lambda z: calls.append(z) or plain(z))
+    calls, plain = [], reference_block._normalise
+    monkeypatch.setattr(reference_block, "_normalise", lambda z: calls.append(z) or plain(z))
     counts = []
     for memory in (None, 10**8):
         _, student, steps, lr, record = swept(memory)

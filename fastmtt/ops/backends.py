@@ -1,9 +1,9 @@
 """Which backend serves an op: per call, by device, dtype and what is built.
 
-``cpu`` is the compiled extension, ``reference`` plain torch. Nothing forced: the fastest that can
-serve, and a fall-back says so once. ``FASTMTT_BACKEND`` or :func:`use` force one: a forced backend
-that has the op but cannot serve the call raises with its reason; an op it lacks altogether is
-served by the reference, which ``python -m fastmtt.info`` lists.
+``cpu`` is the compiled extension, ``triton`` the kernels for GPUs, ``reference`` plain torch.
+Nothing forced: the fastest that can serve, and a fall-back says so once. ``FASTMTT_BACKEND`` or
+:func:`use` force one: a forced backend that has the op but cannot serve the call raises with its
+reason; an op it lacks altogether is served by the reference, as ``python -m fastmtt.info`` lists.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor
 from fastmtt.errors import FastmttError
 from fastmtt.ops import reference
 
-BACKENDS = ("reference", "cpu")
-_SERVED = (torch.float32, torch.float64)
+BACKENDS = ("reference", "cpu", "triton")
+_SERVED = {"cpu": (torch.float32, torch.float64), "triton": (torch.float32,)}
 logger = logging.getLogger("fastmtt")
 _forced: ContextVar[str | None] = ContextVar("fastmtt_backend", default=None)
 
@@ -55,6 +55,29 @@ def compiled(op: str) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmtt::{op}", "CPU"))
 
 
+@cache
+def triton_error() -> str | None:
+    """None if the Triton kernels can run, else why not."""
+    try:
+        kernels = importlib.import_module("fastmtt.kernels")
+    except ImportError as error:
+        return f"Triton's kernels cannot be loaded ({error}); pip install triton"
+    if kernels.interpreting or torch.cuda.is_available():
+        return None
+    return "torch finds no GPU"
+
+
+def missing(backend: str, op: str) -> str | None:
+    """None if ``backend`` holds a kernel for ``op`` that can run here, else why not."""
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        return None if compiled(op) else extension_error() or "no compiled kernel yet"
+    if (error := triton_error()) is not None:
+        return error
+    return None if hasattr(_kernels(), op) else "no Triton kernel"
+
+
 def forced() -> str | None:
     """The backend forced here, by :func:`use` or the environment, if any."""
     name = _forced.get() or os.environ.get("FASTMTT_BACKEND") or None
@@ -67,17 +90,23 @@ def forced() -> str | None:
 
 
 @contextmanager
-def use(backend: str | None) -> Iterator[None]:
+def use(backend: str | None, precision: str | None = None) -> Iterator[None]:
     """Force a backend within the context; None leaves the choice as it is.
 
-    Autocast is off within: the ops compute in their tensors' own dtype.
+    Autocast is off within: the ops compute in their tensors' own dtype. Whether a GPU multiplies
+    float32 as tf32 is what torch's switch for convolutions says, unless ``precision`` is "fp32" or
+    "tf32".
     """
     token = _forced.set(backend if backend is not None else _forced.get())
+    switch = torch.backends.cudnn.allow_tf32
     try:
         forced()
+        if precision in ("fp32", "tf32"):
+            torch.backends.cudnn.allow_tf32 = precision == "tf32"
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
+        torch.backends.cudnn.allow_tf32 = switch
         _forced.reset(token)
 
 
@@ -91,31 +120,48 @@ def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
             returned in place of fresh ones; one for a result not asked for is left alone. Further
             tensors are room that a compiled op may work in.
     """
-    compiled_serves = _compiled_serves(op, args if into is None else (*args, *into))
+    backend = _serving(op, args if into is None else (*args, *into))
+    if backend == "triton":
+        return getattr(_kernels(), op)(*args, into=into)
+    if backend == "reference":
+        function = getattr(reference, op)
+        return function(*args) if into is None else _write(function, args, into)
     if into is None:
-        return (_compiled_op(op) if compiled_serves else getattr(reference, op))(*args)
-    if not compiled_serves:
-        return _write(getattr(reference, op), args, into)
+        return _compiled_op(op)(*args)
     _compiled_op(op, "into")(*args, *into)
     count = len(_compiled_op(op)._schema.returns)
     return into[0] if count == 1 else tuple(into[:count])
 
 
-def _compiled_serves(op: str, args: tuple[Any, ...]) -> bool:
+def _serving(op: str, args: tuple[Any, ...]) -> str:
+    """The backend for a call: the forced one, or the one of the tensors' device if it can."""
     wanted = forced()
     if wanted == "reference":
-        return False
-    if wanted == "cpu" and extension_error() is not None:
-        raise FastmttError(f"backend 'cpu' was asked for, but {extension_error()}")
-    if not compiled(op):
-        return False
-    refusal = _refusal(args)
+        return wanted
+    if wanted is not None:
+        error = extension_error() if wanted == "cpu" else triton_error()
+        if error is not None:
+            raise FastmttError(f"backend {wanted!r} was asked for, but {error}")
+    on_gpu = any(isinstance(arg, Tensor) and arg.is_cuda for arg in args)
+    backend = wanted or ("triton" if on_gpu else "cpu")
+    if missing(backend, op):
+        if on_gpu:
+            _say_once(f"{op}: {missing(backend, op)}; plain torch serves")
+        return "reference"
+    refusal = _refusal(backend, args)
     if refusal is None:
-        return True
-    if wanted == "cpu":
-        raise FastmttError(f"backend 'cpu' cannot serve {op}: {refusal}")
-    _say_once(f"{op}: the compiled kernel cannot serve ({refusal}); plain torch does")
-    return False
+        return backend
+    if wanted is not None:
+        raise FastmttError(f"backend {wanted!r} cannot serve {op}: {refusal}")
+    _say_once(f"{op}: the {_KERNELS[backend]} kernel cannot serve ({refusal}); plain torch does")
+    return "reference"
+
+
+_KERNELS = {"cpu": "compiled", "triton": "Triton"}
+
+
+def _kernels() -> Any:
+    return importlib.import_module("fastmtt.kernels")
 
 
 @cache
@@ -142,15 +188,18 @@ def _write(function: Callable[..., Any], args: Sequence[Any], into: Sequence[Ten
     return tuple(into[: len(results)]) if isinstance(found, tuple) else into[0]
 
 
-def _refusal(args: tuple[Any, ...]) -> str | None:
+def _refusal(backend: str, args: tuple[Any, ...]) -> str | None:
+    served = _SERVED[backend]
     for arg in args:
         if not isinstance(arg, Tensor):
             continue
-        if not arg.is_cpu:
+        if backend == "cpu" and not arg.is_cpu:
             return f"it works on CPU tensors, this one is on {arg.device}"
-        dtype = arg.dtype
-        if dtype not in _SERVED and dtype.is_floating_point:
-            return f"it works in float32 and float64, this tensor is {dtype}"
+        if backend == "triton" and not (arg.is_cuda or (arg.is_cpu and _kernels().interpreting)):
+            return f"it works on a GPU's tensors, this one is on {arg.device}"
+        if arg.is_floating_point() and arg.dtype not in served:
+            names = " and ".join(str(dtype).removeprefix("torch.") for dtype in served)
+            return f"it works in {names}, this tensor is {arg.dtype}"
     return None
 
 
@@ -199,14 +248,15 @@ class Row(NamedTuple):
 
 
 def table() -> list[Row]:
-    """For every op the backend that serves float32 CPU tensors now, and why."""
+    """For every op the backend that serves float32 tensors of the best device here, and why."""
     wanted = forced()
+    backend = wanted or ("triton" if torch.cuda.is_available() else "cpu")
     rows = []
     for op in reference.__all__:
         if wanted == "reference":
             rows.append(Row(op, "reference", "forced"))
-        elif compiled(op):
-            rows.append(Row(op, "cpu", "compiled"))
+        elif (reason := missing(backend, op)) is None:
+            rows.append(Row(op, backend, _KERNELS[backend]))
         else:
-            rows.append(Row(op, "reference", extension_error() or "no compiled kernel yet"))
+            rows.append(Row(op, "reference", reason))
     return rows

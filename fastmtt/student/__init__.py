@@ -46,9 +46,9 @@ def make_student(
         module: a network from images [B,C,H,W] to logits [B,K]; its weights are not used.
         image_shape: (C, H, W).
         loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
-        precision: of what convolutions multiply: None or "fp32", or "bf16", which sums in float32
-            (a ConvNet's, from 16 input channels on).
-            Of other modules it is the whole forward, under autocast.
+        precision: of what convolutions multiply: None for what torch's switches say, "fp32",
+            "tf32", or "bf16", which sums in float32 (a ConvNet's, from 16 input channels on).
+            Of other modules bf16 is the whole forward, under autocast.
         room: memory for a ``ConvNetStudent`` to compute in, for one call at a time.
 
     Returns:

@@ -48,15 +48,14 @@ class ConvNetStudent(Student):
         self.classes = structure.classes if loss_fn is None else None
         self.bf16 = bf16
         self.room = Room() if room is None else room
-        self._order, self._inverse = packed_order(structure)
 
     def pack(self, flat: Tensor) -> Tensor:
         """See :meth:`Student.pack`."""
-        return flat[..., self._order.to(flat.device)]
+        return flat[..., packed_order(self.structure, flat.device)[0]]
 
     def unpack(self, packed: Tensor) -> Tensor:
         """See :meth:`Student.unpack`."""
-        return packed[..., self._inverse.to(packed.device)]
+        return packed[..., packed_order(self.structure, packed.device)[1]]
 
     def gradient(
         self,
@@ -108,7 +107,7 @@ class ConvNetStudent(Student):
                 *norms.pop(),
                 (i > 0, True),
                 self.bf16,
-                into=(ga, g.w, g.gamma, g.beta, self._scratch),
+                into=(ga, g.w, g.gamma, g.beta, self.room.scratch(a)),
             )
             g.bias.zero_()
             gp = ga
@@ -188,7 +187,7 @@ class ConvNetStudent(Student):
                     *dots,
                     none if known else xhat,
                     none if known else rstd,
-                    self._scratch,
+                    self.room.scratch(a),
                 ),
             )
             p_dot, xhat_dot, rstd_dot = dots
@@ -229,7 +228,7 @@ class ConvNetStudent(Student):
                 rstd_dot,
                 (i > 0 or need_x, need_theta, i > 0 and not known),
                 self.bf16,
-                into=(ga_dot, h.w, h.gamma, h.beta, ga, self._scratch),
+                into=(ga_dot, h.w, h.gamma, h.beta, ga, self.room.scratch(a)),
             )
             if need_theta:
                 h.bias.zero_()
@@ -284,11 +283,8 @@ class ConvNetStudent(Student):
         if not self.head.separable:
             return [Part(0, 0, batch, batch)]
         area = (x.shape[3] + border) * (x.shape[4] + border)
-        return parts_of(batch, area * self.structure.channels[1] * x.element_size())
-
-    @property
-    def _scratch(self) -> Tensor:
-        return self.room.scratch(self._order)
+        plane = area * self.structure.channels[1] * x.element_size()
+        return parts_of(batch, plane, x.device.type)
 
     def _run(
         self, i: int, a: Tensor, block: Block, room: Room, part: int | None
@@ -296,7 +292,7 @@ class ConvNetStudent(Student):
         """Block i's pooled output, normalised output and 1/std."""
         places = self._outputs(i, a, block, room, part)
         ops.conv_block(
-            a, block.w, block.gamma, block.beta, self.bf16, into=(*places, self._scratch)
+            a, block.w, block.gamma, block.beta, self.bf16, into=(*places, self.room.scratch(a))
         )
         return places
 

@@ -44,7 +44,7 @@ def packed_shapes(structure: Structure) -> tuple[list[tuple[int, ...]], list[int
 
 @cache
 @torch.inference_mode(False)  # kept for good: an inference tensor would spoil later training
-def packed_order(structure: Structure) -> tuple[Tensor, Tensor]:
+def packed_order(structure: Structure, device: torch.device) -> tuple[Tensor, Tensor]:
     """Position in the public flat vector of each packed entry, int64 [P], and the inverse."""
     pieces, offset = [], 0
 
@@ -61,4 +61,4 @@ def packed_order(structure: Structure) -> tuple[Tensor, Tensor]:
     pieces += [take(structure.classes, channels[-1], *structure.grid).permute(0, 2, 3, 1)]
     pieces += [take(structure.classes)]
     order = torch.cat([piece.reshape(-1) for piece in pieces])
-    return order, order.argsort()
+    return order.to(device), order.argsort().to(device)

@@ -1,4 +1,4 @@
-"""A batch in parts small enough for the caches, and their gradients put together again."""
+"""A batch in parts that fit the caches or the GPU, and their gradients put together again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 # Of one large plane of a part: with the few that are in use at a time it fits an ordinary server's
 # last-level cache. Larger parts gain nothing, smaller ones transform the filters more often.
 _PART_BYTES = 2**23
+# On a GPU a part fills all multiprocessors many times over; memory for a few such planes must do.
+_GPU_PART_BYTES = 2**29
 
 
 class Part(NamedTuple):
@@ -41,12 +43,13 @@ class Part(NamedTuple):
             total.add_(g, alpha=self.weight)
 
 
-def parts_of(batch: int, plane_bytes: int) -> list[Part]:
+def parts_of(batch: int, plane_bytes: int, device: str = "cpu") -> list[Part]:
     """A batch in parts of equal size, the last one less, by the bytes of an image's largest plane.
 
     They do not depend on S: what one student computes must not depend on its company.
     """
-    count = -(-batch // max(1, _PART_BYTES // plane_bytes))
+    limit = _PART_BYTES if device == "cpu" else _GPU_PART_BYTES
+    count = -(-batch // max(1, limit // plane_bytes))
     size = -(-batch // count)
     firsts = range(0, batch, size)
     return [Part(n, first, min(first + size, batch), batch) for n, first in enumerate(firsts)]

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from fastmtt import FastmttError, ops
+from fastmtt import FastmttError, kernels, ops
 from fastmtt.ops import backends, reference
 
 THETA = torch.ones(2, 3)
@@ -105,9 +105,9 @@ def test_without_the_extension_the_reference_serves(spied):
         update()
 
 
-@pytest.mark.parametrize("name", ["cuda", "CPU", "auto"])
+@pytest.mark.parametrize("name", ["cuda", "CPU", "auto", "Triton"])
 def test_unknown_backends(name, monkeypatch):
-    message = f"backend '{name}' is not known; known are reference, cpu"
+    message = f"backend '{name}' is not known; known are reference, cpu, triton"
     with pytest.raises(FastmttError, match=message), ops.use(name):
         pass
     monkeypatch.setenv("FASTMTT_BACKEND", name)
@@ -128,3 +128,25 @@ def test_table_names_every_op_and_why(monkeypatch):
         assert row.backend == ("cpu" if backends.compiled(row.op) else "reference") and row.reason
     monkeypatch.setenv("FASTMTT_BACKEND", "reference")
     assert {tuple(row[1:]) for row in backends.table()} == {("reference", "forced")}
+
+
+def test_precision_turns_torchs_switch_for_a_while():
+    before = torch.backends.cudnn.allow_tf32
+    for precision, want in (("fp32", False), ("tf32", True), ("bf16", before), (None, before)):
+        with ops.use(None, precision):
+            assert torch.backends.cudnn.allow_tf32 is want
+        assert torch.backends.cudnn.allow_tf32 is before
+
+
+def test_triton_serves_cpu_tensors_only_in_the_interpreter(monkeypatch):
+    with (
+        ops.use("triton"),
+        pytest.raises(FastmttError, match="float32, this tensor is torch.float64"),
+    ):
+        update(torch.float64)
+    monkeypatch.setattr(kernels, "interpreting", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    backends.triton_error.cache_clear()
+    with ops.use("triton"), pytest.raises(FastmttError, match="but torch finds no GPU"):
+        update()
+    backends.triton_error.cache_clear()

@@ -1,0 +1,37 @@
+"""What a convolution multiplies in: bfloat16, tf32 or float32. Sums are float32 in all three."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastmtt.kernels.tuning import interpreting
+from fastmtt.ops.reference_block import BF16_CHANNELS
+
+_INTERPRETING: tl.constexpr = tl.constexpr(interpreting)
+PRECISIONS = ("bf16", "tf32", "ieee")
+
+
+def of(a: Tensor, channels: int, bf16: bool) -> str:
+    """The precision of a block's convolutions: one of :data:`PRECISIONS`.
+
+    Args:
+        a: any of the block's activations; says whether this is a GPU.
+        channels: input channels of the block; with few of them bf16 has no effect.
+        bf16: whether bfloat16 is asked for. Otherwise torch's switch for convolutions decides.
+    """
+    if bf16 and channels >= BF16_CHANNELS:
+        return "bf16"
+    return "tf32" if a.is_cuda and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+@triton.jit
+def multiply(x, y, sums, PRECISION: tl.constexpr):
+    """``sums`` + the matrix product of x and y, bfloat16 tensors or float32 ones."""
+    if _INTERPRETING and PRECISION == "bf16":  # the interpreter would multiply the bits as integers
+        x = x.to(tl.float32)
+        y = y.to(tl.float32)
+    rounding: tl.constexpr = "tf32" if PRECISION == "tf32" else "ieee"
+    return tl.dot(x, y, sums, input_precision=rounding)
