@@ -24,6 +24,8 @@ from fastmtt.arguments import (
     check_rates,
     check_theta,
     flatten_theta,
+    refuse_changed,
+    versions,
 )
 from fastmtt.augment import DSA
 from fastmtt.batches import Augment, Draws, SyntheticSteps, draw
@@ -251,7 +253,7 @@ class _Match(torch.autograd.Function):
         ctx.goal, ctx.ratio, ctx.scale = goal, distance / scale, scale
         inputs = images, labels, lr, start, target
         ctx.save_for_backward(*inputs)
-        ctx.given, ctx.versions = inputs, _versions(inputs)
+        ctx.given, ctx.versions = inputs, versions(inputs)
         return ctx.ratio.mean()
 
     @staticmethod
@@ -292,15 +294,7 @@ def _refuse_stale(ctx: Any) -> None:
             "this matcher ran forward again before this loss's backward, and its memory now holds "
             "the later run: call backward first, or use a second TrajectoryMatcher"
         )
-    if _versions(ctx.given) != ctx.versions:
-        raise RuntimeError(
-            "images, labels, lr, start or target were changed in place between forward and "
-            "backward, which needs them as they were: change them after backward"
-        )
-
-
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [t._version for t in tensors if not t.is_inference()]
+    refuse_changed(ctx.given, ctx.versions, "images, labels, lr, start or target")
 
 
 def _kept(vector: Tensor, keep: Tensor | None) -> Tensor:
