@@ -192,7 +192,7 @@ def match_trajectory(
     memory: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The matching loss in one call; arguments as in :class:`TrajectoryMatcher`.
+    """The matching loss in one call; arguments as in ``TrajectoryMatcher``.
 
     Returns:
         A scalar whose ``.backward()`` runs the adjoint sweep into images, labels, lr, start and

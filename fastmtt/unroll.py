@@ -50,7 +50,7 @@ def unroll_sgd(
         loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
         gradient: "exact", "tesla" or ("truncated", k).
         at: steps k in 0..N at which to return theta_k; None for theta_N alone.
-        precision: as for :class:`fastmtt.TrajectoryMatcher`.
+        precision: as for ``TrajectoryMatcher``.
         memory: bytes the tape may take beyond theta_t and g_t; None for none.
         backend: force a backend; see ``python -m fastmtt.info``.
 

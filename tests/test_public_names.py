@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,12 @@ def test_docstrings_tell_every_argument(path):
     elif path in ARGUMENTS:
         wanted = {name for names in ARGUMENTS[path] for name in names} - {"self", "module"}
         assert not {name for name in wanted if f"{name}: " not in text}
+
+
+def test_the_sites_page_of_the_interface_has_every_name():
+    text = (Path(__file__).parents[1] / "docs/api.md").read_text()
+    told = {name.split(".")[0] for name in re.findall(r"^::: fastmtt\.(\S+)$", text, re.MULTILINE)}
+    assert told == set(NAMES)
 
 
 def test_types_come_with_the_package():
