@@ -3,6 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 #include "build_facts.h"  // written by setup.py
 
 namespace py = pybind11;
@@ -63,6 +67,8 @@ py::dict processor() {
   has["avx512vl"] = __builtin_cpu_supports("avx512vl") != 0;
   has["avx512_vnni"] = __builtin_cpu_supports("avx512vnni") != 0;
   has["avx512_bf16"] = __builtin_cpu_supports("avx512bf16") != 0;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  has["amx_bf16"] = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & (1u << 22)) != 0;
 #endif
   return has;
 }

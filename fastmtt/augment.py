@@ -33,8 +33,8 @@ class Parameters(NamedTuple):
     values: Tensor
 
 
-Uniform = Callable[[int], Tensor]
-Integers = Callable[[int, int, int], Tensor]
+Uniform = Callable[[int], np.ndarray]  # n of [0,1), float32
+Integers = Callable[[int, int, int], np.ndarray]  # low, high, n: int64
 
 
 class DSA:
@@ -93,24 +93,21 @@ class DSA:
             image_shape: (C, H, W).
         """
 
-        def uniform(n: int) -> Tensor:
-            return torch.from_numpy(rng.random(n, dtype=np.float32))
+        def uniform(n: int) -> np.ndarray:
+            return rng.random(n, dtype=np.float32)
 
-        def integers(low: int, high: int, n: int) -> Tensor:
-            return torch.from_numpy(rng.integers(low, high, n))
-
-        return self._draw(uniform, integers, batch, image_shape)
+        return self._draw(uniform, rng.integers, batch, image_shape)
 
     def draw_published(
         self, generator: torch.Generator, batch: int, image_shape: Sequence[int]
     ) -> Parameters:
         """The same by torch's generator, in the order of the published programs' draws."""
 
-        def uniform(n: int) -> Tensor:
-            return torch.rand(n, generator=generator)
+        def uniform(n: int) -> np.ndarray:
+            return torch.rand(n, generator=generator).numpy()
 
-        def integers(low: int, high: int, n: int) -> Tensor:
-            return torch.randint(low, high, (n,), generator=generator)
+        def integers(low: int, high: int, n: int) -> np.ndarray:
+            return torch.randint(low, high, (n,), generator=generator).numpy()
 
         return self._draw(uniform, integers, batch, image_shape)
 
@@ -129,7 +126,7 @@ class DSA:
 
     def pull_back(self, g: Tensor, parameters: Parameters) -> Tensor:
         """Cotangent of the images from that of the augmented images."""
-        for kind, values in zip(*(p.flip(0) for p in parameters), strict=True):
+        for kind, values in reversed(list(zip(*parameters, strict=True))):
             g = ops.dsa_transpose(g, kind, values.to(g.device), self.ratio_cutout)
         return g
 
@@ -138,13 +135,14 @@ class DSA:
     ) -> Parameters:
         names = self.names
         if names and self.mode == "S":
-            names = [names[int(integers(0, len(names), 1))]]
-        kind = torch.tensor([KINDS.index(name) for name in names], dtype=torch.int64)
-        values = torch.zeros(len(names), 1, batch, 3)
+            names = [names[integers(0, len(names), 1)[0]]]
+        kind = np.array([KINDS.index(name) for name in names], dtype=np.int64)
+        # in numpy, whose calls cost less: experts draw thousands of times an epoch
+        values = np.zeros((len(names), 1, batch, 3), dtype=np.float32)
         for row, name in zip(values, names, strict=True):
-            columns = self._values(name, uniform, integers, batch, image_shape)
-            row[0, :, : len(columns)] = torch.stack([c.float() for c in columns], dim=1)
-        return Parameters(kind[:, None], values)
+            for c, column in enumerate(self._values(name, uniform, integers, batch, image_shape)):
+                row[0, :, c] = column
+        return Parameters(torch.from_numpy(kind)[:, None], torch.from_numpy(values))
 
     def _values(
         self,
@@ -153,8 +151,8 @@ class DSA:
         integers: Integers,
         batch: int,
         image_shape: Sequence[int],
-    ) -> list[Tensor]:
-        """An operation's values in the published order of draws, one tensor [B] a column."""
+    ) -> list[np.ndarray]:
+        """An operation's values in the published order of draws, one array [B] a column."""
         _, height, width = image_shape
         match name:
             case "color":
@@ -173,8 +171,8 @@ class DSA:
                     for size, hole in zip((height, width), holes, strict=True)
                 ]
             case "flip":
-                return [(uniform(batch) < self.prob_flip).float()]
+                return [uniform(batch) < self.prob_flip]
             case "scale":
                 low, high = 1 / self.ratio_scale, self.ratio_scale
                 return [uniform(batch) * (high - low) + low for _ in range(2)]
-        return [(uniform(batch) - 0.5) * 2 * self.ratio_rotate * torch.pi / 180]
+        return [(uniform(batch) - 0.5) * 2 * self.ratio_rotate * np.pi / 180]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,9 +10,9 @@ from torch import Tensor
 
 from fastmtt import draws as keyed
 from fastmtt.augment import DSA, Parameters
+from fastmtt.capture import say_once, send
 
 Augment = DSA | Callable[[Tensor], Tensor]
-logger = logging.getLogger("fastmtt")
 
 
 class Draws(NamedTuple):
@@ -23,10 +21,37 @@ class Draws(NamedTuple):
     Attributes:
         indices: for each of the N steps int64 [S,b], rows of the set.
         parameters: for each step the augmentation's parameters; None without DSA.
+        distinct: whether no step has a row twice for one student.
     """
 
     indices: list[Tensor]
     parameters: list[Parameters] | None
+    distinct: bool = True
+
+    @property
+    def shapes(self) -> Hashable:
+        """What must be equal for other draws to take these ones' place in memory."""
+        kinds = [tuple(p.kind.shape) for p in self.parameters or ()]
+        return (tuple(tuple(r.shape) for r in self.indices), tuple(kinds), self.distinct)
+
+
+class PlacedDraws:
+    """Draws in a device's memory that stays where it is, each kind of number copied at once.
+
+    Attributes:
+        draws: what was put last, as views of that memory.
+    """
+
+    def __init__(self, draws: Draws, device: torch.device) -> None:
+        """Make room for draws of these shapes, and put these."""
+        self._places = [torch.empty_like(t, device=device) for t in _joined(draws)]
+        self.draws = _separate(self._places, draws)
+        self.put(draws)
+
+    def put(self, draws: Draws) -> None:
+        """Others of the same shapes in their place."""
+        for source, place in zip(_joined(draws), self._places, strict=True):
+            send(source, place)
 
 
 class Plan(NamedTuple):
@@ -70,16 +95,17 @@ def draw(
     numbers = range(first_segment, first_segment + segments)
     if indices is not None:
         rows = _given(indices, steps, segments, n)
+        distinct = all(len(row.unique()) == len(row) for step in rows for row in step)
     else:
         batch = min(batch_size or n, n)
         streams = [keyed.stream(seed, "batch", *index, s) for s in numbers]
         drawn = [keyed.batch_indices(rng, n, batch, steps) for rng in streams]
-        rows = [torch.stack(step) for step in zip(*drawn, strict=True)]
+        rows, distinct = [torch.stack(step) for step in zip(*drawn, strict=True)], True
     if not isinstance(augment, DSA):
-        return Draws(rows, None)
+        return Draws(rows, None, distinct)
     streams = [keyed.stream(seed, "dsa", *index, s) for s in numbers]
     parameters = [[augment.draw(rng, r.shape[1], image_shape) for r in rows] for rng in streams]
-    return Draws(rows, [DSA.stack(step) for step in zip(*parameters, strict=True)])
+    return Draws(rows, [DSA.stack(step) for step in zip(*parameters, strict=True)], distinct)
 
 
 def draw_published(
@@ -120,6 +146,7 @@ class SyntheticSteps:
 
     With DSA a batch is augmented again on the adjoint sweep. An augmentation that is not ours is
     called once a step; its output and graph are kept, and its vector-Jacobian product is taken.
+    What the set and the draws hold may change in place between iterations: see :meth:`begin`.
     """
 
     def __init__(
@@ -130,7 +157,7 @@ class SyntheticSteps:
         draws: Draws,
         augment: Augment | None,
     ) -> None:
-        """Take the set [n,C,H,W] with its labels, shared by the segments."""
+        """Take the set [n,C,H,W] with its labels, shared by the segments, and draws beside it."""
         self.images, self.labels, self.augment = images.detach(), labels.detach(), augment
         self.draws, self.segments = draws, segments
         self.needs: frozenset[str] = frozenset()
@@ -141,6 +168,10 @@ class SyntheticSteps:
     def __len__(self) -> int:
         """N."""
         return len(self.draws.indices)
+
+    def begin(self) -> None:
+        """Forget what an earlier iteration's images were augmented to."""
+        self._kept.clear()
 
     def want(self, images: bool, labels: bool) -> None:
         """Say which cotangents to gather, and start them at zero."""
@@ -155,16 +186,27 @@ class SyntheticSteps:
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """Augmented images [S,b,C,H,W] and labels [S,b] or [S,b,K] of step t."""
-        rows = self.draws.indices[t].to(self.images.device)
+        rows = self.draws.indices[t]
         return self._augmented(t, rows), self.labels[rows]
 
     def pull_back(self, t: int, gx: Tensor | None, gy: Tensor | None) -> None:
         """Carry cotangents through the augmentation and add them to their rows."""
-        rows = self.draws.indices[t].to(self.images.device).flatten()
         if gx is not None and self.gx is not None:
-            self.gx.index_add_(0, rows, self._unaugmented(t, gx).flatten(0, 1))
+            self._add(t, self._unaugmented(t, gx), self.gx)
         if gy is not None and self.gy is not None:
-            self.gy.index_add_(0, rows, gy.flatten(0, 1))
+            self._add(t, gy, self.gy)
+
+    def _add(self, t: int, g: Tensor, total: Tensor) -> None:
+        """Add a step's cotangents [S,b,...] to their rows, student after student, in fixed order.
+
+        A GPU adds atomically, in an order of its own where a row comes twice in one call: distinct
+        rows are added a student at a time, others sorted before.
+        """
+        for rows, part in zip(self.draws.indices[t], g, strict=True):
+            if total.is_cuda and not self.draws.distinct:
+                total.index_put_((rows,), part, accumulate=True)
+            else:
+                total.index_add_(0, rows, part)
 
     def _augmented(self, t: int, rows: Tensor) -> Tensor:
         x = self.images[rows]
@@ -194,12 +236,34 @@ class SyntheticSteps:
         return pulled
 
 
+def _joined(draws: Draws) -> list[Tensor]:
+    """All rows, kinds and values of some draws, end to end."""
+    parameters = draws.parameters or []
+    by_number = [draws.indices, [p.kind for p in parameters], [p.values for p in parameters]]
+    return [torch.cat([t.reshape(-1) for t in some]) for some in by_number if some]
+
+
+def _separate(joined: Sequence[Tensor], like: Draws) -> Draws:
+    """Views of what :func:`_joined` gives, in the shapes of other draws."""
+
+    def views(whole: Tensor, shapes: Sequence[Tensor]) -> list[Tensor]:
+        parts = whole.split([t.numel() for t in shapes])
+        return [part.view(t.shape) for part, t in zip(parts, shapes, strict=True)]
+
+    indices = views(joined[0], like.indices)
+    if not like.parameters:
+        return like._replace(indices=indices)
+    kinds = views(joined[1], [p.kind for p in like.parameters])
+    values = views(joined[2], [p.values for p in like.parameters])
+    return like._replace(indices=indices, parameters=list(map(Parameters, kinds, values)))
+
+
 def _given(indices: Sequence[Tensor], steps: int, segments: int, n: int) -> list[Tensor]:
     if len(indices) != steps:
         raise ValueError(f"indices must hold one tensor a step, {steps}, got {len(indices)}")
     stacked = []
     for t, rows in enumerate(indices):
-        rows = torch.as_tensor(rows)
+        rows = torch.as_tensor(rows).cpu()
         wanted = rows.dtype == torch.int64 and rows.dim() in (1, 2) and rows.numel() > 0
         if not wanted or (rows.dim() == 2 and len(rows) != segments):
             raise ValueError(
@@ -212,9 +276,8 @@ def _given(indices: Sequence[Tensor], steps: int, segments: int, n: int) -> list
     return stacked
 
 
-@cache
 def _say_cost(steps: int, size: int) -> None:
-    logger.warning(
+    say_once(
         "an augmentation other than fastmtt.DSA is kept with its graph for every step: at least "
         f"{steps} x {size / 2**20:.1f} MiB; fastmtt.DSA keeps nothing"
     )

@@ -53,13 +53,18 @@ def processor() -> Lines:
     if _build is None:
         sets = f"PyTorch uses {capability}; the extension, not loaded, would tell more"
     else:
-        has = _build.processor()
+        has = instruction_sets()
         absent = [name for name, there in has.items() if not there]
         sets = " ".join(name for name, there in has.items() if there) or "not known"
         sets += f" (not: {' '.join(absent)})" if absent else ""
         sets += f"; PyTorch uses {capability}"
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} logical processors"
     return [("processor", processor_name()), ("instruction sets", sets), ("threads", threads)]
+
+
+def instruction_sets() -> dict[str, bool]:
+    """Which instruction sets the processor offers; empty where the extension cannot tell."""
+    return {} if _build is None else _build.processor()
 
 
 def processor_name() -> str:

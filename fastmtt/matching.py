@@ -6,14 +6,13 @@ segments (Cazenavette et al., 2022). One autograd node; backward runs the adjoin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmtt import ops
 from fastmtt.arguments import (
     Theta,
     check_batch,
@@ -28,13 +27,13 @@ from fastmtt.arguments import (
     versions,
 )
 from fastmtt.augment import DSA
-from fastmtt.batches import Augment, Draws, SyntheticSteps, draw
+from fastmtt.batches import Augment, Draws, draw
+from fastmtt.capture import Latest
+from fastmtt.iteration import Inputs, Iteration, Keep, Options, key
 from fastmtt.ops import backends
 from fastmtt.student import LossFunction, Room, Student, make_student
-from fastmtt.sweeps import Gradient, Record, adjoint_sweep, forward_sweep
+from fastmtt.sweeps import Gradient
 from fastmtt.unroll import refuse_graph
-
-Keep = Tensor | Callable[[Tensor], Tensor]
 
 
 class TrajectoryMatcher(nn.Module):
@@ -56,6 +55,7 @@ class TrajectoryMatcher(nn.Module):
         precision: str | None = None,
         memory: int | None = None,
         backend: str | None = None,
+        graph: bool = True,
     ) -> None:
         """Fix everything that does not change between iterations.
 
@@ -75,6 +75,7 @@ class TrajectoryMatcher(nn.Module):
                 ConvNet's convolutions of fewer than 16 input channels, as its first one.
             memory: bytes the tape may take beyond theta_t and g_t; None for none.
             backend: force a backend; see ``python -m fastmtt.info``.
+            graph: whether a GPU's work is recorded as CUDA graphs where it can be; changes no bit.
 
         Raises:
             ValueError: an option is out of range or unknown.
@@ -89,11 +90,12 @@ class TrajectoryMatcher(nn.Module):
                 f"augment must be a fastmtt.DSA or a function of images, got {augment!r}"
             )
         self._module = (student,)  # in a tuple: its parameters are not ours
-        self.steps, self.batch_size, self.gradient = steps, batch_size, gradient
-        self.loss_fn, self.augment, self.keep = loss_fn, augment, keep
-        self.precision, self.memory, self.backend = precision, memory, backend
+        self.steps, self.batch_size, self.augment = steps, batch_size, augment
+        self.loss_fn, self.precision, self.backend = loss_fn, precision, backend
+        self._options = Options(gradient, augment, keep, memory, graph)
         self._room = Room()
-        self._record: Record | None = None
+        self._iterations: Latest[Iteration] = Latest(2)
+        self._last: Iteration | None = None
         self._calls = 0
 
     def forward(
@@ -123,7 +125,9 @@ class TrajectoryMatcher(nn.Module):
                 ``indices`` and ``generator``.
 
         Raises:
-            ValueError: shapes, dtypes or devices that do not fit.
+            ValueError: shapes, dtypes or devices that do not fit; on a CPU also a start that equals
+                its target. A GPU does not wait for that look: the loss is no finite number then,
+                and :meth:`check_distance` says why.
         """
         start = flatten_theta(start, self._module[0], "start")
         target = flatten_theta(target, self._module[0], "target")
@@ -160,16 +164,30 @@ class TrajectoryMatcher(nn.Module):
                 indices=indices,
             )
         self._calls += 1
-        call = _Call(self, student, draws, self._calls)
+        call = _Call(self, student, draws, self._calls, self.backend or backends.forced())
         two = (start, target) if start.dim() == 2 else (start[None], target[None])
         loss: Tensor = _Match.apply(call, images, labels, rates, *two)
         return loss
 
-    def record(self, theta: Tensor) -> Record:
-        """The matcher's own memory for a forward sweep, kept between calls."""
-        if self._record is None or not self._record.fits(self.steps, theta):
-            self._record = Record.empty(self.steps, theta)
-        return self._record
+    def check_distance(self) -> None:
+        """Look whether the last call's start and target differ in what counts.
+
+        Raises:
+            ValueError: they do not, in some segment.
+        """
+        scale = [] if self._last is None else self._last.scale.tolist()
+        if not all(square > 0 for square in scale):
+            raise ValueError(
+                f"the distance from start to target must be positive in every segment, got squares "
+                f"{scale}: start equals target, or keep keeps nothing that differs"
+            )
+
+    def _iteration(self, student: Student, inputs: Inputs, draws: Draws) -> Iteration:
+        """The memory for such inputs, kept between calls."""
+        self._last = self._iterations.get(
+            key(inputs, draws), lambda: Iteration(student, self._options, inputs, draws)
+        )
+        return self._last
 
 
 def match_trajectory(
@@ -220,72 +238,32 @@ class _Call:
     student: Student
     draws: Draws
     number: int
+    backend: (
+        str | None
+    )  # what is forced here: backward may run in a thread that knows nothing of it
 
 
 class _Match(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        call: _Call,
-        images: Tensor,
-        labels: Tensor,
-        lr: Tensor,
-        start: Tensor,
-        target: Tensor,
-    ) -> Tensor:
-        matcher, student = call.matcher, call.student
-        with backends.use(matcher.backend):
-            theta, goal = student.pack(start), student.pack(target)
-            steps = SyntheticSteps(images, labels, len(start), call.draws, matcher.augment)
-            rates = lr.expand(matcher.steps)
-            record = forward_sweep(
-                student, theta, steps, rates, matcher.memory, matcher.record(theta)
-            )
-            keep = _mask(matcher.keep, student, record.thetas[-1] - goal)
-            distance = ops.sqdist(record.thetas[-1], goal, keep)
-            scale = ops.sqdist(theta, goal, keep)
-        if not bool((scale > 0).all()):
-            raise ValueError(
-                f"the distance from start to target must be positive in every segment, got squares "
-                f"{scale.tolist()}: start equals target, or keep keeps nothing that differs"
-            )
-        ctx.call, ctx.record, ctx.steps, ctx.keep = call, record, steps, keep
-        ctx.goal, ctx.ratio, ctx.scale = goal, distance / scale, scale
-        inputs = images, labels, lr, start, target
+    def forward(ctx: Any, call: _Call, *given: Tensor) -> Tensor:
+        matcher, inputs = call.matcher, Inputs(*given)
+        with backends.use(call.backend, matcher.precision):
+            ctx.iteration = matcher._iteration(call.student, inputs, call.draws)
+            loss: Tensor = ctx.iteration.forward(inputs, call.draws)
+        if not loss.is_cuda:  # there the look would wait; see the callers' docstring
+            matcher.check_distance()
+        ctx.call = call
         ctx.save_for_backward(*inputs)
         ctx.given, ctx.versions = inputs, versions(inputs)
-        return ctx.ratio.mean()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         refuse_graph()
         call: _Call = ctx.call
         _refuse_stale(ctx)
-        _, need_images, need_labels, need_lr, need_start, need_target = ctx.needs_input_grad
-        record: Record = ctx.record
-        lr, theta, end = ctx.saved_tensors[2], record.thetas[0], record.thetas[-1]
-        weight = (g / len(theta) / ctx.scale)[:, None]
-        with backends.use(call.matcher.backend):
-            adjoint = _kept(2 * weight * (end - ctx.goal), ctx.keep)
-            at_start = _kept(2 * weight * ctx.ratio[:, None] * (theta - ctx.goal), ctx.keep)
-            ctx.steps.want(need_images, need_labels)
-            first, g_lr = adjoint_sweep(
-                call.student,
-                record,
-                ctx.steps,
-                lr.expand(call.matcher.steps).contiguous(),
-                adjoint,
-                call.matcher.gradient,
-                need_start=need_start,
-            )
-        return (
-            None,
-            ctx.steps.gx,
-            ctx.steps.gy,
-            (g_lr if lr.dim() else g_lr.sum()) if need_lr else None,
-            call.student.unpack(first - at_start) if need_start else None,
-            call.student.unpack(at_start - adjoint) if need_target else None,
-        )
+        with backends.use(call.backend, call.matcher.precision):
+            return None, *ctx.iteration.backward(g, ctx.needs_input_grad[1:])
 
 
 def _refuse_stale(ctx: Any) -> None:
@@ -295,40 +273,6 @@ def _refuse_stale(ctx: Any) -> None:
             "the later run: call backward first, or use a second TrajectoryMatcher"
         )
     refuse_changed(ctx.given, ctx.versions, "images, labels, lr, start or target")
-
-
-def _kept(vector: Tensor, keep: Tensor | None) -> Tensor:
-    return vector if keep is None else vector * keep
-
-
-def _mask(keep: Keep | None, student: Student, difference: Tensor) -> Tensor | None:
-    """The packed boolean mask [S,P], from what the caller gave in the public order."""
-    if keep is None:
-        return None
-    shape = difference.shape
-    if callable(keep):
-        squares = student.unpack(difference.square())
-        chosen = torch.stack([_as_mask(keep(row), shape[1], row.device) for row in squares])
-    else:
-        chosen = _as_mask(keep, shape[1], difference.device).expand(shape)
-    return student.pack(chosen)
-
-
-def _as_mask(keep: Tensor, size: int, device: torch.device) -> Tensor:
-    keep = torch.as_tensor(keep, device=device)
-    if keep.dtype == torch.bool and tuple(keep.shape) == (size,):
-        return keep
-    if keep.dtype == torch.int64 and keep.dim() == 1:
-        if len(keep) and not 0 <= int(keep.min()) <= int(keep.max()) < size:
-            raise ValueError(
-                f"keep's indices must lie in 0..{size - 1}, got {int(keep.min())} to "
-                f"{int(keep.max())}"
-            )
-        return torch.zeros(size, dtype=torch.bool, device=device).index_fill_(0, keep, True)
-    raise ValueError(
-        f"keep must be a boolean mask [{size}] or int64 indices into the flat vector, got "
-        f"{keep.dtype} {list(keep.shape)}"
-    )
 
 
 def _seed(generator: torch.Generator | None) -> int:

@@ -25,6 +25,7 @@ from fastmtt.student import Student, Tape
 from fastmtt.student.base import TapeOption
 
 Gradient = str | tuple[str, int]
+_ALIGNED = 32  # floats
 
 
 class Steps(Protocol):
@@ -64,18 +65,22 @@ class Record:
         """Room for ``steps`` steps of weights like ``theta`` [S,P]."""
         with torch.inference_mode(False):  # it may serve later calls outside of such a block
             return cls(
-                theta.new_empty(steps + 1, *theta.shape),
-                theta.new_empty(steps, *theta.shape),
+                empty_rows(theta, steps + 1),
+                empty_rows(theta, steps),
                 [Tape() for _ in range(steps)],
-                torch.empty_like(theta),
-                torch.empty_like(theta),
+                empty_rows(theta),
+                empty_rows(theta),
             )
 
-    def fits(self, steps: int, theta: Tensor) -> bool:
-        """Whether this room serves ``steps`` steps of weights like ``theta``."""
-        shape = (steps + 1, *theta.shape)
-        same = self.thetas.dtype == theta.dtype and self.thetas.device == theta.device
-        return tuple(self.thetas.shape) == shape and same
+
+def empty_rows(theta: Tensor, *front: int) -> Tensor:
+    """Room for weights like ``theta`` [S,P], any number of times: [*front,S,P].
+
+    On a GPU each student's row begins at a multiple of 128 bytes, as its loads want it.
+    """
+    size = theta.shape[-1]
+    row = -(-size // _ALIGNED) * _ALIGNED if theta.device.type != "cpu" else size
+    return theta.new_empty(*front, len(theta), row)[..., :size]
 
 
 def check_gradient(gradient: Gradient) -> tuple[str, int | None]:
@@ -106,7 +111,7 @@ def forward_sweep(
         steps: the batches.
         lr: learning rate of each step [N].
         memory: bytes the tapes may take beyond thetas and gradients; None for none.
-        room: a record of fitting size to write into.
+        room: a record of so many steps of such weights to write into.
     """
     record = room if room is not None else Record.empty(len(steps), theta)
     record.thetas[0] = theta

@@ -7,17 +7,16 @@ The input gradient is the same product with the weights transposed and the taps 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from fastmtt.kernels.precision import multiply
 from fastmtt.kernels.tuning import Config, choose
 from fastmtt.kernels.weights import laid_out
+from torch import Tensor
 
 DIRECT = 4  # up to so many input channels a tensor core has little to do: plain multiply-adds
 
@@ -105,6 +104,40 @@ def contract(
 
 
 @triton.jit
+def contract_directly(
+    a,
+    w,
+    w_dot,
+    pixels,
+    taps,
+    columns,
+    WIDTH: tl.constexpr,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    PRIMAL: tl.constexpr,
+    TANGENT: tl.constexpr,
+):
+    """As :func:`contract` in float32 without tensor cores, for few input channels and no a_dot.
+
+    Here w and w_dot are weights as they are, [9,Cin,Cout].
+    """
+    z = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
+    z_dot = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
+    wanted = columns < C_OUT
+    for tap in tl.static_range(9):
+        inside = ((taps >> tap) & 1) != 0
+        for channel in tl.static_range(C_IN):
+            shift = ((tap // 3 - 1) * WIDTH + tap % 3 - 1) * C_IN + channel
+            x = tl.load(a + pixels * C_IN + shift, mask=inside, other=0.0)[:, None]
+            weights = (tap * C_IN + channel) * C_OUT + columns
+            if PRIMAL:
+                z += x * tl.load(w + weights, mask=wanted, other=0.0)[None, :]
+            if TANGENT:
+                z_dot += x * tl.load(w_dot + weights, mask=wanted, other=0.0)[None, :]
+    return z, z_dot
+
+
+@triton.jit
 def _convolution(
     a,
     a_dot,
@@ -161,7 +194,9 @@ def _convolution(
         tl.store(out_dot + place, z_dot, mask=mask)
 
 
-def convolve(a: Tensor, w: Tensor, out: Tensor, precision: str, *, transposed: bool = False) -> None:
+def convolve(
+    a: Tensor, w: Tensor, out: Tensor, precision: str, *, transposed: bool = False
+) -> None:
     """Write a 3x3 convolution with padding 1 into ``out``.
 
     Args:

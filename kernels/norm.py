@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from fastmtt.kernels.tuning import Config
 from torch import Tensor
 
-from fastmtt.kernels.tuning import Config, choose
 from fastmtt.ops.reference_block import EPS as _EPS
 
 EPS: tl.constexpr = tl.constexpr(_EPS)
@@ -94,7 +94,9 @@ def _statistics(z, columns, wanted, PIXELS: tl.constexpr, C: tl.constexpr, BLOCK
 
 
 @triton.jit
-def _window(first, CORNER: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_P: tl.constexpr):
+def _window(
+    first, CORNER: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_P: tl.constexpr
+):
     """One corner of each of BLOCK_P windows, those cut by an odd edge too: offset, presence."""
     across: tl.constexpr = (WIDTH + 1) // 2
     window = first + tl.arange(0, BLOCK_P)

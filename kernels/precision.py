@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from fastmtt.kernels.tuning import interpreting
 from torch import Tensor
 
-from fastmtt.kernels.tuning import interpreting
 from fastmtt.ops.reference_block import BF16_CHANNELS
 
 _INTERPRETING: tl.constexpr = tl.constexpr(interpreting)
@@ -25,6 +25,21 @@ def of(a: Tensor, channels: int, bf16: bool) -> str:
     if bf16 and channels >= BF16_CHANNELS:
         return "bf16"
     return "tf32" if a.is_cuda and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+@triton.jit
+def rounded(x, PRECISION: tl.constexpr):
+    """float32 to the nearest bfloat16 or tf32, which tensor cores do not take by themselves.
+
+    They cut bits off tf32. Triton's interpreter does so for bfloat16, hence the integers here.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    if PRECISION == "bf16":  # ties to even, as torch rounds
+        bits = (bits + (0x7FFF + ((bits >> 16) & 1))) & -0x10000
+    elif PRECISION == "tf32":
+        bits = (bits + 0x1000) & -0x2000
+    nearest = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # a NaN's bits overflow
+    return nearest.to(tl.bfloat16) if PRECISION == "bf16" else nearest
 
 
 @triton.jit

@@ -6,24 +6,16 @@ side, for the weights [3,3,Cin,Cout] of a forward convolution therefore transpos
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
+from fastmtt.kernels.precision import rounded
+from fastmtt.kernels.tuning import Config
 from torch import Tensor
 
-from fastmtt.kernels.tuning import Config
-
 _TILE = Config({"TILE": 32}, warps=4, stages=1)
-
-
-@triton.jit
-def rounded_to_tf32(x):
-    """The nearest tf32, which tensor cores do not take by themselves: they cut bits off."""
-    bits = x.to(tl.int32, bitcast=True)
-    nearest = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    return tl.where(x == x, nearest, x)  # a NaN's bits would overflow
 
 
 @triton.jit
@@ -37,7 +29,7 @@ def _lay_out(
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    TF32: tl.constexpr,
+    PRECISION: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """A program copies one tile [Cin,Cout] of one tap."""
@@ -53,14 +45,13 @@ def _lay_out(
         x = tl.load(w + student * stride + source, mask=inside)
     else:
         x = tl.load(w_dot + student * stride_dot + source, mask=inside)
-    if TF32:
-        x = rounded_to_tf32(x)
+    x = rounded(x, PRECISION)
     if TRANSPOSED:
         place = ((8 - tap) * C_IN + rows) * C_OUT + columns
     else:
         place = (tap * C_OUT + columns) * C_IN + rows
     out += (tl.program_id(2) * students + student) * (9 * C_IN * C_OUT)
-    tl.store(out + place, x.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + place, x, mask=inside)
 
 
 def laid_out(weights: Sequence[Tensor], precision: str, *, transposed: bool = False) -> Tensor:
@@ -91,7 +82,7 @@ def laid_out(weights: Sequence[Tensor], precision: str, *, transposed: bool = Fa
         C_IN=c_in,
         C_OUT=c_out,
         TRANSPOSED=transposed,
-        TF32=precision == "tf32",
+        PRECISION=precision,
         **_TILE.launch,
     )
     return out

@@ -156,7 +156,7 @@ OPTIONS = [
     (dict(gradient="full"), "gradient must be 'exact', 'tesla' or .'truncated', k. .*got 'full'"),
     (dict(gradient=("truncated", 0)), "k >= 1"),
     (dict(gradient="truncated"), "gradient must be"),
-    (dict(precision="tf32"), "precision must be None, 'fp32' or 'bf16', got 'tf32'"),
+    (dict(precision="fp16"), "precision must be None, 'fp32', 'tf32' or 'bf16', got 'fp16'"),
     (dict(steps=0), "steps must be a whole number of at least 1, got 0"),
     (dict(batch_size=0), "batch_size must be a whole number of at least 1, got 0"),
 ]

@@ -4,7 +4,14 @@
 
 #include <ATen/Version.h>
 
+#include <cstdlib>
 #include <string>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace fastmtt {
 
@@ -17,6 +24,7 @@ FASTMTT_DECLARE(avx2)
 FASTMTT_DECLARE(avx512)
 #undef FASTMTT_DECLARE
 const Kernels<float>& avx512_bfloat16();
+const Kernels<float>& amx_bfloat16();
 
 namespace {
 
@@ -26,13 +34,37 @@ const std::string& capability() {
   return found;
 }
 
+#ifdef __x86_64__
+// Whether the processor has tiles and the system lets this process use them, which it must ask for.
+// oneDNN's ONEDNN_MAX_CPU_ISA, which keeps PyTorch's own products from them, does so here too.
+bool tiles() {
+#ifdef __linux__
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+  constexpr long kAskForPermission = 0x1023, kTileData = 18;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBfloat16) == 0 || (d & kTiles) == 0) {
+    return false;
+  }
+  const char* most = std::getenv("ONEDNN_MAX_CPU_ISA");
+  const std::string limit = most == nullptr ? "" : most;
+  if (!limit.empty() && limit != "DEFAULT" && limit.find("AMX") == std::string::npos) return false;
+  return syscall(SYS_arch_prctl, kAskForPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 }  // namespace
 
 template <>
 const Kernels<float>& kernels<float>(bool bf16) {
 #ifdef __x86_64__
   if (capability() == "AVX512") {
-    if (bf16 && __builtin_cpu_supports("avx512bf16")) return avx512_bfloat16();
+    if (bf16 && __builtin_cpu_supports("avx512bf16")) {
+      static const bool has_tiles = tiles();
+      return has_tiles ? amx_bfloat16() : avx512_bfloat16();
+    }
     return bf16 ? avx512_rounded() : avx512_float();
   }
   if (capability() == "AVX2") return bf16 ? avx2_rounded() : avx2_float();

@@ -29,7 +29,13 @@ class Room:
         return sum(t.numel() * t.element_size() for t in self._tensors.values())
 
     def scratch(self, like: Tensor) -> Tensor:
-        """Bytes a compiled op may use as it likes; ops make them more where they need more."""
+        """Bytes a compiled op may use as it likes; ops make them more where they need more.
+
+        They are kept on a CPU alone: a GPU's allocator gives fresh ones back for nothing, and ones
+        that grow would leave a CUDA graph recorded before with memory that is no more.
+        """
+        if like.device.type != "cpu":
+            return torch.empty(0, dtype=torch.uint8, device=like.device)
         key = "scratch", like.device
         if key not in self._tensors:
             with torch.inference_mode(False):

@@ -1,0 +1,235 @@
+"""The ConvNet block's tangent, with its primal: both convolutions share what they load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from fastmtt.kernels import norm, precision
+from fastmtt.kernels.conv_block import TWO_KERNELS, direct, fits, grid, results
+from fastmtt.kernels.convolution import (
+    Operands,
+    contract,
+    contract_directly,
+    convolve_tangent,
+    fitted,
+    taps_inside,
+    tile,
+)
+from fastmtt.kernels.norm import normalised, of_planes, pooled, to_pixels, whole_planes
+from fastmtt.kernels.tuning import Config, choose
+from torch import Tensor
+
+
+@triton.jit
+def _conv_block_jvp(
+    a,
+    a_dot,
+    w,
+    w_dot,
+    gamma,
+    gamma_dot,
+    beta,
+    beta_dot,
+    p,
+    p_dot,
+    xhat,
+    rstd,
+    xhat_dot,
+    rstd_dot,
+    images,
+    w_stride,
+    w_dot_stride,
+    gamma_stride,
+    gamma_dot_stride,
+    beta_stride,
+    beta_dot_stride,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    C_IN: tl.constexpr,
+    C_OUT: tl.constexpr,
+    GIVEN: tl.constexpr,
+    MOVES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """A program owns whole images as in the primal's kernel; it reads xhat and rstd if GIVEN."""
+    area: tl.constexpr = HEIGHT * WIDTH
+    tiles: tl.constexpr = tl.cdiv(C_OUT, BLOCK_N)
+    student = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) // tiles * (BLOCK_M // area)
+    columns = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    wanted = columns < C_OUT
+    image, y, x = whole_planes(BLOCK_M, HEIGHT, WIDTH)
+    present = image < images - first
+    pixels = image * area + y * WIDTH + x
+    taps = taps_inside(y, x, present, HEIGHT, WIDTH)
+    base = student * images + first
+    a += base * (area * C_IN)
+    a_dot += base * (area * C_IN)
+    w += student * w_stride
+    w_dot += student * w_dot_stride
+    if PRECISION == "direct":
+        z, z_dot = contract_directly(
+            a, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, not GIVEN, True
+        )  # fmt: skip
+    else:
+        z, z_dot = contract(
+            a, a_dot, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K,
+            not GIVEN, True, MOVES, PRECISION,
+        )  # fmt: skip
+
+    place = base * (area * C_OUT) + pixels[:, None] * C_OUT + columns[None, :]
+    mask = present[:, None] & wanted[None, :]
+    planes = tl.arange(0, BLOCK_M // area)
+    plane_place = base * C_OUT + planes[:, None] * C_OUT + columns[None, :]
+    plane_mask = (planes < images - first)[:, None] & wanted[None, :]
+    if GIVEN:
+        z = tl.load(xhat + place, mask=mask, other=0.0)
+        scale = tl.load(rstd + plane_place, mask=plane_mask, other=0.0)
+    else:
+        z, scale = normalised(z, area // 4)
+        tl.store(xhat + place, z, mask=mask)
+        tl.store(rstd + plane_place, scale, mask=plane_mask)
+    correlation = of_planes(z * z_dot, area // 4)
+    tl.store(rstd_dot + plane_place, -scale * scale * correlation, mask=plane_mask)
+    z_dot -= to_pixels(of_planes(z_dot, area // 4), BLOCK_M, area // 4)
+    z_dot -= z * to_pixels(correlation, BLOCK_M, area // 4)
+    z_dot *= to_pixels(scale, BLOCK_M, area // 4)
+    tl.store(xhat_dot + place, z_dot, mask=mask)
+
+    g = tl.load(gamma + student * gamma_stride + columns, mask=wanted)[None, :]
+    g_dot = tl.load(gamma_dot + student * gamma_dot_stride + columns, mask=wanted)[None, :]
+    b = tl.load(beta + student * beta_stride + columns, mask=wanted)[None, :]
+    b_dot = tl.load(beta_dot + student * beta_dot_stride + columns, mask=wanted)[None, :]
+    n = z * g + b
+    n_dot = tl.where(n > 0.0, z * g_dot + b_dot + z_dot * g, 0.0)
+    n = pooled(tl.maximum(n, 0.0), area // 4) * 0.25
+    n_dot = pooled(n_dot, area // 4) * 0.25
+    windows = tl.arange(0, BLOCK_M // 4)
+    mask = (windows < (images - first) * (area // 4))[:, None] & wanted[None, :]
+    place = base * (area // 4 * C_OUT) + windows[:, None] * C_OUT + columns[None, :]
+    tl.store(p + place, tl.reshape(n, (BLOCK_M // 4, BLOCK_N)), mask=mask)
+    tl.store(p_dot + place, tl.reshape(n_dot, (BLOCK_M // 4, BLOCK_N)), mask=mask)
+
+
+def conv_block_jvp(
+    a: Tensor,
+    a_dot: Tensor | None,
+    w: Tensor,
+    w_dot: Tensor,
+    gamma: Tensor,
+    gamma_dot: Tensor,
+    beta: Tensor,
+    beta_dot: Tensor,
+    xhat: Tensor | None,
+    rstd: Tensor | None,
+    bf16: bool = False,
+    *,
+    into: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`fastmtt.ops.reference_block.conv_block_jvp`; arguments as for conv_block.
+
+    Args:
+        a: float32 [S,B,H,W,Cin], contiguous.
+        a_dot: its tangent; None for zero.
+        w: [S,3,3,Cin,Cout], contiguous for each student, as are all parameters and tangents.
+        w_dot: like w.
+        gamma: [S,Cout].
+        gamma_dot: like gamma.
+        beta: like gamma.
+        beta_dot: like gamma.
+        xhat: [S,B,H,W,Cout] if the statistics are known. So is rstd.
+        rstd: [S,B,Cout].
+        bf16: whether a convolution of enough channels multiplies in bfloat16.
+        into: where p, p_dot, xhat_dot, rstd_dot, xhat, rstd go, contiguous; None for fresh tensors.
+            The last two are left alone where they are known.
+    """
+    students, images, height, width, c_in = a.shape
+    c_out = w.shape[-1]
+    given = xhat is not None and rstd is not None
+    small, large, planes = (
+        (students, images, height // 2, width // 2, c_out),
+        (students, images, height, width, c_out),
+        (students, images, c_out),
+    )
+    found = results(
+        into, a, small, small, large, planes, None if given else large, None if given else planes
+    )
+    p, p_dot, xhat_dot, rstd_dot, new_xhat, new_rstd = found
+    if xhat is None or rstd is None:
+        xhat, rstd = new_xhat, new_rstd
+    returned = p, p_dot, xhat_dot, rstd_dot, new_xhat, new_rstd
+    parameters = gamma, gamma_dot, beta, beta_dot
+    mode = precision.of(a, c_in, bf16)
+
+    def two_kernels() -> None:
+        convolve_tangent(a, a_dot, w, w_dot, None if given else xhat, xhat_dot, mode)
+        norm.jvp(xhat, rstd, xhat_dot, rstd_dot, parameters, p, p_dot, given=given)
+
+    directly = direct(c_in) and a_dot is None
+    if not fits(height, width, c_in) or (direct(c_in) and not directly):
+        two_kernels()
+        return returned
+    if directly:
+        mode = "direct"
+        pointers = a, a, w, w_dot
+    else:
+        pointers = Operands(a, a_dot, w, w_dot, mode).pointers
+
+    def launch(config: Config) -> None:
+        if config is TWO_KERNELS:
+            two_kernels()
+            return
+        _conv_block_jvp[grid(config, a, c_out)](
+            *pointers,
+            *parameters,
+            p,
+            p_dot,
+            xhat,
+            rstd,
+            xhat_dot,
+            rstd_dot,
+            images,
+            *(t.stride(0) for t in (*pointers[2:], *parameters)),
+            HEIGHT=height,
+            WIDTH=width,
+            C_IN=c_in,
+            C_OUT=c_out,
+            GIVEN=given,
+            MOVES=a_dot is not None,
+            PRECISION=mode,
+            **config.launch,
+        )
+
+    configs = configurations(mode, height * width, c_in, c_out)
+    key = (*a.shape, c_out, mode, given, a_dot is not None)
+    launch(choose("conv_block_jvp", key, [*configs, TWO_KERNELS], launch))
+    return returned
+
+
+def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
+    """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
+    if mode == "direct":
+        return [tile(area, 8, 1, 8, 1)]
+    return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
+
+
+_TILES = {
+    "tf32": [
+        tile(256, 64, 32, 8, 2),
+        tile(256, 32, 32, 8, 2),
+        tile(128, 64, 32, 8, 2),
+        tile(64, 64, 32, 4, 2),
+    ],
+    "bf16": [
+        tile(256, 64, 64, 8, 2),
+        tile(256, 32, 64, 8, 2),
+        tile(128, 64, 64, 8, 2),
+        tile(64, 64, 64, 4, 2),
+    ],
+    "ieee": [tile(256, 16, 16, 8, 2), tile(64, 32, 16, 8, 2)],
+}
