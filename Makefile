@@ -7,7 +7,7 @@ TORCH := torch==2.15.0 torchvision==0.29.2
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 COMPILED := setup.py pyproject.toml fastmtt/toolchain.py $(shell find csrc -type f)
 
-.PHONY: demo methods sanitize test setup
+.PHONY: demo docs methods sanitize test setup
 demo: setup
 	@run=demo_$$(date +%Y%m%d-%H%M%S) && \
 	.venv/bin/python -m fastmtt.distill --cfg configs/mtt/digits_ipc1.yaml --run_name $$run && \
@@ -19,6 +19,10 @@ methods: setup
 
 test: setup
 	.venv/bin/python -m pytest tests
+
+# The documentation site, into site/; a warning is an error. The variable spares an advertisement.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs --quiet build --strict
 
 # The ops' tests on kernels that check addresses and undefined behaviour; ten minutes, with gcc.
 SANITIZERS = $(foreach name,asan stdc++,$(shell g++ -print-file-name=lib$(name).so))

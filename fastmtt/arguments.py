@@ -46,10 +46,16 @@ def flatten_theta(theta: Theta, module: nn.Module, name: str) -> Tensor:
     """Weights as a flat vector [P] or [S,P]; a dict of tensors is joined in the module's order.
 
     Raises:
-        ValueError: a dict whose names or shapes are not the module's.
+        ValueError: a dict whose names or shapes are not the module's, or neither form.
     """
     if isinstance(theta, Tensor):
         return theta
+    if not isinstance(theta, Mapping):
+        raise ValueError(
+            f"{name} must be a flat tensor or a dict by parameter name, got "
+            f"{type(theta).__name__}; a list of a snapshot's tensors is joined by "
+            "torch.cat([p.reshape(-1) for p in it])"
+        )
     shapes = {key: p.shape for key, p in module.named_parameters()}
     if set(theta) != set(shapes):
         missing, extra = sorted(set(shapes) - set(theta)), sorted(set(theta) - set(shapes))
@@ -74,6 +80,20 @@ def check_theta(flat: Tensor, size: int, name: str) -> None:
         )
 
 
+def versions(tensors: Sequence[Tensor]) -> list[int]:
+    """How often each was written to; two equal lists mean that none was changed in between."""
+    return [t._version for t in tensors if not t.is_inference()]
+
+
+def refuse_changed(tensors: Sequence[Tensor], before: list[int], names: str) -> None:
+    """RuntimeError in a backward whose inputs have other ``versions`` than in forward."""
+    if versions(tensors) != before:
+        raise RuntimeError(
+            f"{names} were changed in place between forward and backward, which needs them as "
+            "they were: change them after backward"
+        )
+
+
 def check_rates(lr: Tensor | float, steps: int, theta: Tensor) -> Tensor:
     """The learning rate as a tensor, a scalar or one a step; ValueError if it is neither."""
     rates = torch.as_tensor(lr, dtype=theta.dtype, device=theta.device)
@@ -92,6 +112,12 @@ def check_examples(x: Tensor, y: Tensor, lead: Sequence[int], theta: Tensor, whe
         theta: the weights they meet.
         where: what to call them in a message.
     """
+    for name, given in (("images", x), ("labels", y)):
+        if not isinstance(given, Tensor):
+            raise ValueError(
+                f"the {name} of {where} must be a tensor, got {type(given).__name__}: make it one "
+                "by torch.as_tensor"
+            )
     axes = len(lead) + 1
     together = x.dim() > axes and y.shape[:axes] == x.shape[:axes]
     if not together or tuple(x.shape[: axes - 1]) != tuple(lead):

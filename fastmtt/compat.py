@@ -12,6 +12,8 @@ from fastmtt.student import ConvNetStudent, find_structure, flatten_parameters
 from fastmtt.student.base import split_flat
 from fastmtt.student.structure import Structure
 
+__all__ = ["ReparamModule"]
+
 
 class ReparamModule(nn.Module):
     """A module whose weights are one flat vector, given at each call or held as ``flat_param``.

@@ -23,6 +23,8 @@ from fastmtt.arguments import (
     check_rates,
     check_theta,
     flatten_theta,
+    refuse_changed,
+    versions,
 )
 from fastmtt.augment import DSA
 from fastmtt.batches import Augment, Draws, draw
@@ -149,8 +151,10 @@ class TrajectoryMatcher(nn.Module):
         rates = check_rates(lr, self.steps, start)
         segments = 1 if start.dim() == 1 else start.shape[0]
         if draws is None:
+            # given rows and an augmentation of the caller's own leave torch's generator alone
+            drawn = indices is None or isinstance(self.augment, DSA)
             draws = draw(
-                seed=_seed(generator),
+                seed=_seed(generator) if drawn else 0,
                 steps=self.steps,
                 segments=segments,
                 n=len(images),
@@ -206,7 +210,7 @@ def match_trajectory(
     memory: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The matching loss in one call; arguments as in :class:`TrajectoryMatcher`.
+    """The matching loss in one call; arguments as in ``TrajectoryMatcher``.
 
     Returns:
         A scalar whose ``.backward()`` runs the adjoint sweep into images, labels, lr, start and
@@ -250,7 +254,7 @@ class _Match(torch.autograd.Function):
             matcher.check_distance()
         ctx.call = call
         ctx.save_for_backward(*inputs)
-        ctx.given, ctx.versions = inputs, _versions(inputs)
+        ctx.given, ctx.versions = inputs, versions(inputs)
         return loss
 
     @staticmethod
@@ -268,15 +272,7 @@ def _refuse_stale(ctx: Any) -> None:
             "this matcher ran forward again before this loss's backward, and its memory now holds "
             "the later run: call backward first, or use a second TrajectoryMatcher"
         )
-    if _versions(ctx.given) != ctx.versions:
-        raise RuntimeError(
-            "images, labels, lr, start or target were changed in place between forward and "
-            "backward, which needs them as they were: change them after backward"
-        )
-
-
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [t._version for t in tensors if not t.is_inference()]
+    refuse_changed(ctx.given, ctx.versions, "images, labels, lr, start or target")
 
 
 def _seed(generator: torch.Generator | None) -> int:

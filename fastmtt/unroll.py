@@ -17,6 +17,8 @@ from fastmtt.arguments import (
     check_rates,
     check_theta,
     flatten_theta,
+    refuse_changed,
+    versions,
 )
 from fastmtt.ops import backends
 from fastmtt.student import LossFunction, Student, make_student
@@ -48,7 +50,7 @@ def unroll_sgd(
         loss_fn: ``loss_fn(logits, labels) -> scalar``; None for cross-entropy.
         gradient: "exact", "tesla" or ("truncated", k).
         at: steps k in 0..N at which to return theta_k; None for theta_N alone.
-        precision: as for :class:`fastmtt.TrajectoryMatcher`.
+        precision: as for ``TrajectoryMatcher``.
         memory: bytes the tape may take beyond theta_t and g_t; None for none.
         backend: force a backend; see ``python -m fastmtt.info``.
 
@@ -66,11 +68,11 @@ def unroll_sgd(
         raise ValueError("batches is empty: give one (x, y) for each step")
     flat = flatten_theta(theta, student, "theta")
     single = flat.dim() == 1
-    xs = [x[None] if single else x for x, _ in batches]
-    ys = [y[None] if single else y for _, y in batches]
     steps, lead = len(batches), () if single else (len(flat),)
     for t, (x, y) in enumerate(batches):
         check_examples(x, y, lead, flat, f"batches[{t}]")
+    xs = [x[None] if single else x for x, _ in batches]
+    ys = [y[None] if single else y for _, y in batches]
     engine = make_student(student, tuple(xs[0].shape[2:]), loss_fn, precision=precision)
     check_theta(flat, engine.size, "theta")
     check_precision(precision, flat)
@@ -141,12 +143,14 @@ class _Unroll(torch.autograd.Function):
             )
             ctx.plan, ctx.record = plan, record
             ctx.save_for_backward(lr, *batches)
+            ctx.given, ctx.versions = (lr, *batches), versions((lr, *batches))
             # copies: a view would keep all steps alive, and let a caller write into the record
             return tuple(plan.student.unpack(record.thetas[k]).clone() for k in plan.marks)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         refuse_graph()
+        refuse_changed(ctx.given, ctx.versions, "images or labels of batches, or lr,")
         plan: _Plan = ctx.plan
         record: Record = ctx.record
         lr, *batches = ctx.saved_tensors

@@ -1,5 +1,7 @@
 """ReparamModule in the field's own loop: autograd.grad(create_graph=True) through our blocks."""
 
+from collections import Counter
+
 import naive
 import networks
 import pytest
@@ -9,9 +11,11 @@ from compare import assert_all_close, assert_close
 from problems import Problem
 from tolerances import META_GRADIENT
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmtt.compat import ReparamModule
-from fastmtt.ops import differentiable
+from fastmtt.ops import backends, differentiable
+from fastmtt.student import find_structure
 from fastmtt.student.zoo import ConvNet
 
 
@@ -61,6 +65,34 @@ def test_convnets_run_on_our_blocks(monkeypatch):
     assert len(calls) == 3
     ReparamModule(networks.AlexNet())(torch.zeros(2, 3, 16, 16))
     assert len(calls) == 3
+
+
+class Counted(TorchDispatchMode):
+    """How often each op reached its kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_naive_gradients_come_from_the_compiled_blocks(extension):
+    p = Problem(convnet(2), steps=4, batch=4)
+    given = p.given()
+    find_structure(p.module, p.shape)  # runs the module's own forward, once
+    with Counted() as counted:
+        loss = the_fields_loop(p, given)
+        got = naive.gradients(loss, given)
+    want_loss, want = p.naive()
+    assert_close(loss, want_loss, META_GRADIENT)
+    assert_all_close(got, want, META_GRADIENT)
+    blocks = 2 * 4  # depth times steps
+    for op in ("conv_block", "conv_block_backward", "conv_block_jvp", "conv_block_backward_jvp"):
+        assert backends.compiled(op) and counted.ops[f"fastmtt::{op}"] >= blocks, op
+    assert not [op for op in counted.ops if "convolution" in op or "norm" in op.split("::")[1]]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -97,6 +97,15 @@ def test_generator_decides_the_draws(problem):
     assert first == loss()
 
 
+def test_a_call_that_draws_nothing_leaves_torchs_generator_alone(problem):
+    rows = [torch.tensor([0, 1])] * 3
+    state = torch.get_rng_state()
+    matched(problem, problem.given(), steps=3, indices=rows, augment=lambda x: x.flip(-1))
+    assert torch.equal(torch.get_rng_state(), state)
+    matched(problem, problem.given(), steps=3, indices=rows, augment=fastmtt.DSA())
+    assert not torch.equal(torch.get_rng_state(), state)
+
+
 def test_indices_shared_by_the_segments_or_one_each():
     p = Problem(convnet, shape=(3, 8, 8), steps=2, segments=2)
     rows = [torch.tensor([0, 1, 5]), torch.tensor([4, 4])]  # a row may come twice

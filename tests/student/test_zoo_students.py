@@ -40,6 +40,27 @@ def test_meta_gradient_of_every_convnet(kind, shape):
     assert_all_close(got, want, META_GRADIENT)
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "verbs"),
+    [
+        ("D4W4", 64, ConvNetStudent),
+        ("D5W4", 128, ConvNetStudent),
+        ("D6W4", 256, ConvNetStudent),
+        ("D4W4ALGNMP", 64, ModuleStudent),
+        ("D5W4LN", 128, ModuleStudent),
+        ("D6W4AS", 256, ModuleStudent),
+    ],
+)
+def test_meta_gradient_at_larger_resolutions(kind, size, verbs):
+    shape = (3, size, size)
+    p = Problem(maker(kind, shape), shape=shape, steps=2, batch=2, n=3, labels="soft")
+    assert type(make_student(p.module, shape)) is verbs
+    loss, got = p.ours()
+    want_loss, want = p.naive()
+    assert_close(loss, want_loss, META_GRADIENT, "loss")
+    assert_all_close(got, want, META_GRADIENT)
+
+
 @pytest.mark.parametrize("kind", ["AS", "AL", "NN", "LN", "GN", "NP", "MP"])
 def test_meta_gradient_with_augmentation_and_hard_labels(kind):
     shape = (3, 8, 8)
