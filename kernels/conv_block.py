@@ -6,7 +6,8 @@ registers. Other planes take two kernels, and the convolution goes through memor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -52,6 +53,7 @@ def _conv_block(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    COPY: tl.constexpr,
 ):
     """A program owns BLOCK_M pixels, which are whole images, and BLOCK_N channels."""
     area: tl.constexpr = HEIGHT * WIDTH
@@ -73,25 +75,27 @@ def _conv_block(
         )  # fmt: skip
     else:
         z, _ = contract(
-            a, a, w, w, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K,
+            a, a, w, w, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K, COPY,
             True, False, False, PRECISION,
         )  # fmt: skip
 
+    xhat += base * (area * C_OUT)
+    p += base * (area // 4 * C_OUT)
+    rstd += base * C_OUT
     z, scale = normalised(z, area // 4)
-    mask = present[:, None] & wanted[None, :]
-    tl.store(
-        xhat + base * (area * C_OUT) + pixels[:, None] * C_OUT + columns[None, :], z, mask=mask
-    )
     planes = tl.arange(0, BLOCK_M // area)
     mask = (planes < images - first)[:, None] & wanted[None, :]
-    tl.store(rstd + base * C_OUT + planes[:, None] * C_OUT + columns[None, :], scale, mask=mask)
+    tl.store(rstd + planes[:, None] * C_OUT + columns[None, :], scale, mask=mask)
     g = tl.load(gamma + student * gamma_stride + columns, mask=wanted)
     b = tl.load(beta + student * beta_stride + columns, mask=wanted)
     n = pooled(tl.maximum(z * g[None, :] + b[None, :], 0.0), area // 4) * 0.25
     windows = tl.arange(0, BLOCK_M // 4)
     mask = (windows < (images - first) * (area // 4))[:, None] & wanted[None, :]
-    place = p + base * (area // 4 * C_OUT) + windows[:, None] * C_OUT + columns[None, :]
-    tl.store(place, tl.reshape(n, (BLOCK_M // 4, BLOCK_N)), mask=mask)
+    place = p + windows[:, None] * C_OUT + columns[None, :]
+    tl.store(place, n, mask=mask)
+    # Last, because a store shuffles all of z between threads, into as many registers again.
+    mask = present[:, None] & wanted[None, :]
+    tl.store(xhat + pixels[:, None] * C_OUT + columns[None, :], z, mask=mask)
 
 
 def conv_block(
@@ -167,11 +171,29 @@ def conv_block(
     return p, xhat, rstd
 
 
+BLOCKS = (("direct", 32, 3), *((m, side, 128) for m in ("tf32", "bf16") for side in (16, 8)))
+
+
+def sizes(mode: str, side: int, c_in: int) -> dict[str, Any]:
+    """The constants of a standard ConvNet's block."""
+    return {"HEIGHT": side, "WIDTH": side, "C_IN": c_in, "C_OUT": 128, "PRECISION": mode}
+
+
+def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Config]]:
+    """What a standard ConvNet compiles: (name, kernel, types, constants, configuration) each."""
+    for mode, side, c_in in BLOCKS:
+        kind = "*bf16" if mode == "bf16" else "*fp32"
+        types = dict.fromkeys(_conv_block.arg_names, "*fp32") | {"a": kind, "w": kind}
+        types |= {name: "i32" for name in types if name.endswith("_stride") or name == "images"}
+        constants = sizes(mode, side, c_in)
+        for config in configurations(mode, side * side, c_in, constants["C_OUT"]):
+            yield f"conv_block {mode} {side}x{side}", _conv_block, types, constants, config
+
+
 def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
-        tiles = [tile(area, 8, 1, 4, 1), tile(area, 16, 1, 8, 1)]
-        return tiles
+        return [tile(max(area, 128), 8, 1, 8, 1), tile(max(area, 128), 16, 1, 8, 1)]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 
@@ -179,6 +201,7 @@ _TILES = {
     "tf32": [
         tile(256, 64, 32, 8, 3),
         tile(256, 128, 32, 8, 3),
+        tile(256, 128, 32, 8, 3, copy=16),
         tile(256, 32, 32, 8, 3),
         tile(128, 128, 32, 8, 3),
         tile(64, 64, 32, 4, 4),
@@ -186,11 +209,12 @@ _TILES = {
     "bf16": [
         tile(256, 64, 64, 8, 3),
         tile(256, 128, 64, 8, 3),
+        tile(256, 128, 64, 8, 3, copy=16),
         tile(256, 32, 64, 8, 3),
         tile(128, 128, 64, 8, 3),
         tile(64, 64, 64, 4, 4),
     ],
-    "ieee": [tile(256, 32, 16, 8, 2), tile(64, 64, 16, 8, 2)],
+    "ieee": [tile(256, 32, 16, 8, 2, copy=16), tile(64, 64, 16, 8, 2, copy=16)],
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import triton
 import triton.language as tl
 from fastmtt.kernels import norm, precision
-from fastmtt.kernels.conv_block import TWO_KERNELS, direct, fits, grid, results
+from fastmtt.kernels.conv_block import BLOCKS, TWO_KERNELS, direct, fits, grid, results, sizes
 from fastmtt.kernels.convolution import (
     Operands,
     contract,
@@ -55,6 +56,7 @@ def _conv_block_jvp(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    COPY: tl.constexpr,
 ):
     """A program owns whole images as in the primal's kernel; it reads xhat and rstd if GIVEN."""
     area: tl.constexpr = HEIGHT * WIDTH
@@ -78,42 +80,47 @@ def _conv_block_jvp(
         )  # fmt: skip
     else:
         z, z_dot = contract(
-            a, a_dot, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K,
+            a, a_dot, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K, COPY,
             not GIVEN, True, MOVES, PRECISION,
         )  # fmt: skip
 
-    place = base * (area * C_OUT) + pixels[:, None] * C_OUT + columns[None, :]
+    xhat += base * (area * C_OUT)
+    xhat_dot += base * (area * C_OUT)
+    p += base * (area // 4 * C_OUT)
+    p_dot += base * (area // 4 * C_OUT)
+    rstd += base * C_OUT
+    rstd_dot += base * C_OUT
+    place = pixels[:, None] * C_OUT + columns[None, :]
     mask = present[:, None] & wanted[None, :]
     planes = tl.arange(0, BLOCK_M // area)
-    plane_place = base * C_OUT + planes[:, None] * C_OUT + columns[None, :]
+    plane_place = planes[:, None] * C_OUT + columns[None, :]
     plane_mask = (planes < images - first)[:, None] & wanted[None, :]
     if GIVEN:
         z = tl.load(xhat + place, mask=mask, other=0.0)
         scale = tl.load(rstd + plane_place, mask=plane_mask, other=0.0)
     else:
         z, scale = normalised(z, area // 4)
-        tl.store(xhat + place, z, mask=mask)
         tl.store(rstd + plane_place, scale, mask=plane_mask)
     correlation = of_planes(z * z_dot, area // 4)
     tl.store(rstd_dot + plane_place, -scale * scale * correlation, mask=plane_mask)
     z_dot -= to_pixels(of_planes(z_dot, area // 4), BLOCK_M, area // 4)
     z_dot -= z * to_pixels(correlation, BLOCK_M, area // 4)
     z_dot *= to_pixels(scale, BLOCK_M, area // 4)
-    tl.store(xhat_dot + place, z_dot, mask=mask)
 
+    if not GIVEN:
+        tl.store(xhat + place, z, mask=mask)
+    tl.store(xhat_dot + place, z_dot, mask=mask)
     g = tl.load(gamma + student * gamma_stride + columns, mask=wanted)[None, :]
     g_dot = tl.load(gamma_dot + student * gamma_dot_stride + columns, mask=wanted)[None, :]
     b = tl.load(beta + student * beta_stride + columns, mask=wanted)[None, :]
     b_dot = tl.load(beta_dot + student * beta_dot_stride + columns, mask=wanted)[None, :]
     n = z * g + b
     n_dot = tl.where(n > 0.0, z * g_dot + b_dot + z_dot * g, 0.0)
-    n = pooled(tl.maximum(n, 0.0), area // 4) * 0.25
-    n_dot = pooled(n_dot, area // 4) * 0.25
     windows = tl.arange(0, BLOCK_M // 4)
+    place = windows[:, None] * C_OUT + columns[None, :]
     mask = (windows < (images - first) * (area // 4))[:, None] & wanted[None, :]
-    place = base * (area // 4 * C_OUT) + windows[:, None] * C_OUT + columns[None, :]
-    tl.store(p + place, tl.reshape(n, (BLOCK_M // 4, BLOCK_N)), mask=mask)
-    tl.store(p_dot + place, tl.reshape(n_dot, (BLOCK_M // 4, BLOCK_N)), mask=mask)
+    tl.store(p + place, pooled(tl.maximum(n, 0.0), area // 4) * 0.25, mask=mask)
+    tl.store(p_dot + place, pooled(n_dot, area // 4) * 0.25, mask=mask)
 
 
 def conv_block_jvp(
@@ -211,10 +218,24 @@ def conv_block_jvp(
     return returned
 
 
+def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Config]]:
+    """What a standard ConvNet compiles: (name, kernel, types, constants, configuration) each."""
+    for mode, side, c_in in BLOCKS:
+        kind = "*bf16" if mode == "bf16" else "*fp32"
+        types = dict.fromkeys(_conv_block_jvp.arg_names, "*fp32")
+        types |= {name: kind for name in ("a", "a_dot", "w", "w_dot")}
+        types |= {name: "i32" for name in types if name.endswith("_stride") or name == "images"}
+        for given in (False, True):
+            constants = sizes(mode, side, c_in) | {"GIVEN": given, "MOVES": mode != "direct"}
+            name = f"conv_block_jvp {mode} {side}x{side}" + (" given" if given else "")
+            for config in configurations(mode, side * side, c_in, constants["C_OUT"]):
+                yield name, _conv_block_jvp, types, constants, config
+
+
 def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
-        return [tile(area, 8, 1, 8, 1)]
+        return [tile(max(area, 128), 8, 1, 8, 1)]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 
@@ -231,5 +252,5 @@ _TILES = {
         tile(128, 64, 64, 8, 2),
         tile(64, 64, 64, 4, 2),
     ],
-    "ieee": [tile(256, 16, 16, 8, 2), tile(64, 32, 16, 8, 2)],
+    "ieee": [tile(256, 16, 16, 8, 2, copy=16), tile(64, 32, 16, 8, 2, copy=16)],
 }

@@ -7,7 +7,8 @@ The input gradient is the same product with the weights transposed and the taps 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ def contract(
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    COPY: tl.constexpr,
     PRIMAL: tl.constexpr,
     TANGENT: tl.constexpr,
     MOVES: tl.constexpr,
@@ -65,6 +67,8 @@ def contract(
         C_IN: channels summed over.
         C_OUT: output channels.
         BLOCK_K: channels a step.
+        COPY: bytes of an asynchronous copy of activations. Only those under 16 use the L1 cache
+            in Triton 3.6, those of 16 are half as many.
         PRIMAL: whether conv(a, w) is wanted.
         TANGENT: whether the tangent is wanted.
         MOVES: whether a_dot differs from zero.
@@ -76,7 +80,8 @@ def contract(
     z = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
     z_dot = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
     inputs = tl.arange(0, BLOCK_K)
-    across = pixels[:, None] * C_IN + inputs[None, :]
+    size: tl.constexpr = a.dtype.element_ty.primitive_bitwidth // 8
+    across = tl.max_contiguous(pixels[:, None] * C_IN + inputs[None, :], (1, COPY // size))
     down = columns[None, :] * C_IN + inputs[:, None]
     for step in range(9 * tl.cdiv(C_IN, BLOCK_K)):
         first = step // 9 * BLOCK_K
@@ -157,6 +162,7 @@ def _convolution(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    COPY: tl.constexpr,
 ):
     """A program owns BLOCK_M successive pixels of one student's images, BLOCK_N channels."""
     tiles: tl.constexpr = tl.cdiv(C_OUT, BLOCK_N)
@@ -181,12 +187,15 @@ def _convolution(
         C_IN,
         C_OUT,
         BLOCK_K,
+        COPY,
         PRIMAL,
         TANGENT,
         MOVES,
         PRECISION,
     )
-    place = base * C_OUT + (pixels[:, None] * C_OUT + columns[None, :])
+    out += base * C_OUT
+    out_dot += base * C_OUT
+    place = pixels[:, None] * C_OUT + columns[None, :]
     mask = present[:, None] & (columns < C_OUT)[None, :]
     if PRIMAL:
         tl.store(out + place, z, mask=mask)
@@ -282,32 +291,62 @@ def _run(operands: Operands, out: Tensor | None, out_dot: Tensor | None) -> None
     launch(choose("convolution", (*operands.key, out is not None), configs, launch))
 
 
+def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Config]]:
+    """What ConvNets compile: (name, kernel, types, constants, configuration) each."""
+    for precision in ("tf32", "bf16"):
+        kind = "*bf16" if precision == "bf16" else "*fp32"
+        types = dict.fromkeys(("a", "a_dot", "w", "w_dot"), kind)
+        types |= {"out": "*fp32", "out_dot": "*fp32", "pixels_of_student": "i32"}
+        for c_out, (primal, tangent) in product((128, 3), (_PRIMAL, _TANGENT, _BOTH)):
+            constants: dict[str, Any] = {"HEIGHT": 32, "WIDTH": 32, "C_IN": 128, "C_OUT": c_out}
+            constants |= {"PRIMAL": primal, "TANGENT": tangent, "MOVES": tangent}
+            constants |= {"PRECISION": precision}
+            name = f"convolution {precision} 128->{c_out}" + " primal" * primal
+            for config in configurations(constants):
+                yield name + " tangent" * tangent, _convolution, types, constants, config
+
+
+_PRIMAL, _TANGENT, _BOTH = (True, False), (False, True), (True, True)
+
+
 def configurations(constants: dict[str, Any]) -> list[Config]:
     """Tiles worth trying: few, and none that spills registers (see the tests)."""
     both = constants["PRIMAL"] and constants["TANGENT"]
     return fitted(_TILES[constants["PRECISION"], both], constants["C_IN"], constants["C_OUT"])
 
 
-def tile(m: int, n: int, k: int, warps: int, stages: int) -> Config:
-    """A tile of m pixels and n output channels, k input channels a step."""
-    return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}, warps, stages)
+def tile(m: int, n: int, k: int, warps: int, stages: int, copy: int = 8) -> Config:
+    """A tile of m pixels and n output channels, k input channels a step, copies of some bytes."""
+    return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "COPY": copy}, warps, stages)
 
 
 _TILES = {
     ("tf32", False): [
         tile(128, 128, 32, 8, 3),
         tile(256, 128, 32, 8, 3),
+        tile(256, 128, 32, 8, 3, copy=16),
         tile(128, 64, 32, 4, 3),
         tile(64, 32, 32, 4, 4),
     ],
-    ("tf32", True): [tile(128, 128, 32, 8, 2), tile(128, 64, 32, 8, 3), tile(64, 32, 32, 4, 3)],
+    ("tf32", True): [
+        tile(128, 128, 32, 8, 2),
+        tile(128, 128, 32, 8, 2, copy=16),
+        tile(128, 64, 32, 8, 3),
+        tile(64, 32, 32, 4, 3),
+    ],
     ("bf16", False): [
         tile(128, 128, 64, 8, 3),
         tile(256, 128, 64, 8, 3),
+        tile(256, 128, 64, 8, 3, copy=16),
         tile(128, 64, 64, 4, 3),
         tile(64, 32, 64, 4, 4),
     ],
-    ("bf16", True): [tile(128, 128, 64, 8, 2), tile(128, 64, 64, 8, 3), tile(64, 32, 64, 4, 3)],
+    ("bf16", True): [
+        tile(128, 128, 64, 8, 2),
+        tile(128, 128, 64, 8, 2, copy=16),
+        tile(128, 64, 64, 8, 3),
+        tile(64, 32, 64, 4, 3),
+    ],
     ("ieee", False): [tile(64, 64, 16, 8, 2)],
     ("ieee", True): [tile(64, 32, 16, 8, 2)],
 }

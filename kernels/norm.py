@@ -38,18 +38,20 @@ def whole_planes(BLOCK_M: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexp
 
 @triton.jit
 def pooled(n, WINDOWS: tl.constexpr):
-    """[BLOCK_M,N] -> sums over windows [planes,WINDOWS,N]."""
+    """[BLOCK_M,N] -> sums over windows [BLOCK_M // 4,N], in the order of the pooled planes."""
     lanes: tl.constexpr = min(8, WINDOWS)
     steps: tl.constexpr = n.shape[0] // 4 // lanes
     halves = tl.sum(tl.reshape(n, (2, steps * 2 * lanes * n.shape[1])), 0)
     quarters = tl.sum(tl.reshape(halves, (steps, 2, lanes, n.shape[1])), 1)
-    return tl.reshape(quarters, (n.shape[0] // 4 // WINDOWS, WINDOWS, n.shape[1]))
+    return tl.reshape(quarters, (n.shape[0] // 4, n.shape[1]))
 
 
 @triton.jit
 def of_planes(z, WINDOWS: tl.constexpr):
     """[BLOCK_M,N] -> means over planes [planes,N]."""
-    return tl.sum(pooled(z, WINDOWS), 1) * (0.25 / WINDOWS)
+    planes: tl.constexpr = z.shape[0] // 4 // WINDOWS
+    sums = tl.reshape(pooled(z, WINDOWS), (planes, WINDOWS, z.shape[1]))
+    return tl.sum(sums, 1) * (0.25 / WINDOWS)
 
 
 @triton.jit
