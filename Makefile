@@ -28,7 +28,7 @@ docs: setup
 SANITIZERS = $(foreach name,asan stdc++,$(shell g++ -print-file-name=lib$(name).so))
 sanitize: setup
 	@rm -rf build/sanitized && mkdir -p build/sanitized
-	@cp -r setup.py pyproject.toml README.md LICENSE csrc fastmtt tests build/sanitized
+	@cp -r setup.py pyproject.toml README.md LICENSE csrc kernels fastmtt tests build/sanitized
 	cd build/sanitized && FASTMTT_SANITIZE=1 FASTMTT_REQUIRE_EXT=1 \
 	  ../../.venv/bin/python setup.py -q build_ext --inplace
 	cd build/sanitized && LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 \

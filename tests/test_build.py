@@ -13,7 +13,7 @@ import torch
 from fastmtt import toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc")
+NAMES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "kernels")
 
 
 def script(path, text):

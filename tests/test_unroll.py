@@ -240,7 +240,7 @@ REFUSED = [
     (dict, {"at": [-1]}, "at must lie in 0..4"),
     (dict, {"gradient": "first"}, "gradient must be 'exact', 'tesla'"),
     (dict, {"precision": "bf16"}, "weights are torch.float64: give float32 weights"),
-    (dict, {"precision": "tf32"}, "'tf32' is a GPU's way .*, but the weights are torch.float64 on cpu"),
+    (dict, {"precision": "tf32"}, "'tf32' is a GPU's way .*, but the weights are torch.float64"),
 ]
 
 
