@@ -98,9 +98,17 @@ def can_capture(wanted: bool, network: object, augments: bool, like: Tensor) -> 
 
 def send(source: Tensor, place: Tensor) -> None:
     """Copy to a tensor that stays; from the host's memory to a GPU without waiting for it."""
-    if place.is_cuda and not source.is_cuda:
-        source = source.contiguous().pin_memory()  # freed only when the copy is done
-    place.copy_(source, non_blocking=True)
+    place.copy_(_pinned(source, place), non_blocking=True)
+
+
+def sent(source: Tensor, like: Tensor) -> Tensor:
+    """The same values with another tensor's dtype and device, copied without waiting."""
+    return _pinned(source, like).to(like, non_blocking=True)
+
+
+def _pinned(source: Tensor, place: Tensor) -> Tensor:
+    # pinned memory is given out again only when the copies from it are done
+    return source.contiguous().pin_memory() if place.is_cuda and not source.is_cuda else source
 
 
 @cache

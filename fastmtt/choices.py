@@ -133,9 +133,9 @@ class PublishedChoices:
             "python": [version, list(words), gauss],
             "numpy": {**numpy, "state": words_of_numpy},
             "torch": bytes(self.torch.get_state().numpy()).hex(),
-            "files": self._files,
+            "files": [list(file) for file in self._files],
             "file": self._file,
-            "queue": self._queue,
+            "queue": list(self._queue),
         }
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastmtt import evaluation, synthetic
 from fastmtt.augment import DSA
-from fastmtt.batches import Plan
+from fastmtt.batches import Draws, Plan
+from fastmtt.capture import Captured, sent
 from fastmtt.choices import Choices, make_choices
 from fastmtt.data import DataSet
 from fastmtt.environment import peak_memory_mb
@@ -68,6 +69,7 @@ class Distillation:
             keep=_keep(config, self.student.size),
             precision=config.precision,
             memory=config.memory,
+            graph=not config.no_graph,
         )
         self.protocol = evaluation.Protocol(
             config.model,
@@ -77,9 +79,12 @@ class Distillation:
             augment,
             config.seed,
             config.precision,
+            graph=not config.no_graph,
         )
         self._learn()
         self.iteration, self.evaluated = 0, False
+        self.ahead = self.set.images.is_cuda  # draw an iteration while the last one is computed
+        self._drawn: _Drawn | None = None
         meta = {
             **identity(dataset, config.model),
             "classes": list(dataset.classes),
@@ -118,8 +123,8 @@ class Distillation:
                     if self._evaluates() and not self.evaluated:
                         self.evaluate()
                     with deferred():
-                        loss = self.step()
-                    meter.step(f"loss {loss:.4f}, lr {self.lr:.5f}")
+                        self.step()
+                    meter.step(self.note)
                     if self.pace.due:
                         self._checkpoint()
             if not self.evaluated:
@@ -139,23 +144,29 @@ class Distillation:
     def step(self) -> float:
         """One outer iteration: match ``segments`` segments, update what is learned."""
         begin = time.perf_counter()
-        start, target = self._segments()
+        drawn = self._draw()
         if self.config.labels == "teacher":
-            self.set.labels = logits(self.student, target[0], self.set.images.detach())
-        draws = self.choices.batches(self.iteration, self.plan)
+            self.set.labels = logits(self.student, drawn.target[0], self.set.images.detach())
         matched = self.matcher(
-            start, target, self.set.images, self.set.targets, self.set.lr, draws=draws
+            drawn.start,
+            drawn.target,
+            self.set.images,
+            self.set.targets,
+            self.set.lr,
+            draws=drawn.draws,
         )
-        loss = float(matched.detach())
         threshold = self.config.threshold
-        passes = threshold is None or loss <= threshold  # not so of NaN
+        passes = threshold is None or float(matched.detach()) <= threshold  # not so of NaN
         if passes:
             self._update(matched)
-            self._check(loss)
+        if self.ahead:
+            self._draw(self.iteration + 1)
+        loss, lr = self._read(matched, passes)
         seconds = time.perf_counter() - begin
         self.seconds["matching"] += seconds
-        record = {"iteration": self.iteration, "loss": loss, "lr": self.lr, "seconds": seconds}
+        record = {"iteration": self.iteration, "loss": loss, "lr": lr, "seconds": seconds}
         self.run.log_metrics(record if passes else {**record, "left_out": True})
+        self.note = f"loss {loss:.4f}, lr {lr:.5f}"
         self.iteration, self.evaluated = self.iteration + 1, False
         return loss
 
@@ -192,7 +203,7 @@ class Distillation:
             **self.meta,
             "iteration": self.iteration,
             "evaluated": self.evaluated,
-            "choices": self.choices.state(),
+            "choices": self._undrawn(),
             "selections": {line: kept.state() for line, kept in self.selections.items()},
             "seconds": self.seconds,
         }
@@ -222,6 +233,7 @@ class Distillation:
             if self.average is not None:
                 self.average.shadow = tensors["average"]
             self.choices.restore(values["choices"])
+            self._drawn = None
             for line, selection in self.selections.items():
                 selection.restore(values["selections"][line])
             self.seconds = {name: float(values["seconds"][name]) for name in self.seconds}
@@ -256,14 +268,22 @@ class Distillation:
             name: torch.optim.SGD([tensor.requires_grad_()], rate, momentum)
             for name, (tensor, rate, momentum) in learned.items()
         }
+        self._learned: list[Any] = [tensor for tensor, _, _ in learned.values()]
+        for tensor in self._learned:
+            tensor.grad = torch.empty_like(tensor)  # where it stays
         decay = config.ema_decay
         self.average = None if decay is None else MovingAverage(self.set.images, decay)
+        self._descend = Captured(self._descended, self.set.images.is_cuda and not config.no_graph)
 
     def _update(self, matched: Tensor) -> None:
         """Descend the loss."""
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad()
-        matched.backward()
+        found = torch.autograd.grad(matched, self._learned)
+        for tensor, g in zip(self._learned, found, strict=True):
+            tensor.grad.copy_(g)
+        self._descend()
+
+    def _descended(self) -> None:
+        """A step of every optimiser by the gradients that are there, and of the average."""
         if self.config.legacy_scale and self.set.images.grad is not None:
             self.set.images.grad.mul_(0.5)
         for optimiser in self.optimisers.values():
@@ -286,18 +306,33 @@ class Distillation:
             return not config.skip_first_eva
         return self.iteration % config.eval_it == 0 and self.iteration < config.Iteration
 
-    def _segments(self) -> tuple[Tensor, Tensor]:
+    def _draw(self, iteration: int | None = None) -> _Drawn:
+        """An iteration's choices, this one's unless said otherwise; drawn once."""
+        iteration = self.iteration if iteration is None else iteration
+        if self._drawn is None or self._drawn.iteration != iteration:
+            before = self.choices.state()
+            start, target = self._segments(iteration)
+            draws = self.choices.batches(iteration, self.plan)
+            self._drawn = _Drawn(iteration, before, start, target, draws)
+        return self._drawn
+
+    def _undrawn(self) -> dict[str, Any]:
+        """The state of what chooses as it was before this iteration's choices."""
+        drawn = self._drawn
+        ahead = drawn is not None and drawn.iteration == self.iteration
+        return drawn.before if drawn and ahead else self.choices.state()
+
+    def _segments(self, iteration: int) -> tuple[Tensor, Tensor]:
         config = self.config
         segments = self.choices.segments(
-            self.iteration, config.segments, self.experts, *config.start_epochs(self.iteration)
+            iteration, config.segments, self.experts, *config.start_epochs(iteration)
         )
         pairs = [
             self.store.segment(expert, epoch, epoch + config.expert_epochs)
             for expert, epoch in segments
         ]
-        images = self.set.images
-        start, target = (torch.stack(rows).to(images) for rows in zip(*pairs, strict=True))
-        return start, target
+        start, target = (torch.stack(rows) for rows in zip(*pairs, strict=True))
+        return sent(start, self.set.images), sent(target, self.set.images)
 
     def _set_of(self, line: str) -> synthetic.Synthetic:
         """The learned set, or the one whose images are averaged."""
@@ -325,14 +360,34 @@ class Distillation:
         with self.pace.saving():
             self.run.save_checkpoint(self.state())
 
-    def _check(self, loss: float) -> None:
-        finite = math.isfinite(loss) and bool(self.set.images.detach().isfinite().all())
-        if not finite or not self.lr > 0:
+    def _read(self, matched: Tensor, passes: bool) -> tuple[float, float]:
+        """Loss and learning rate: the one look at a GPU's values, behind all of the iteration.
+
+        Raises:
+            FastmttError: the update has led astray.
+        """
+        images = self.set.images.detach()
+        seen = [matched.detach(), self.set.lr.detach(), images.isfinite().all().to(matched.dtype)]
+        loss, lr, finite = torch.stack(seen).tolist()
+        if not math.isfinite(loss):
+            self.matcher.check_distance()
+        if passes and not (math.isfinite(loss) and finite and lr > 0):
             raise FastmttError(
                 f"iteration {self.iteration} went astray: loss {loss:.4g}, learning rate "
-                f"{self.lr:.4g}, wanted a finite loss and a positive rate; lower lr_img or lr_lr "
+                f"{lr:.4g}, wanted a finite loss and a positive rate; lower lr_img or lr_lr "
                 f"(the best set so far is in {self.run.path})"
             )
+        return loss, lr
+
+
+class _Drawn(NamedTuple):
+    """An iteration's choices, and the state of what chose before it did."""
+
+    iteration: int
+    before: dict[str, Any]
+    start: Tensor
+    target: Tensor
+    draws: Draws
 
 
 def _gradient(config: DistillConfig) -> Gradient:

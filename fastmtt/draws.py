@@ -7,10 +7,15 @@ same on every device, in any order, however students are grouped.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def stream(seed: int, what: str, *index: int) -> np.random.Generator:
@@ -66,3 +71,12 @@ def published_batch_indices(
     if not chunks:
         chunks.extend(torch.randperm(n, generator=generator).split(batch))
     return chunks.pop()
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a thread while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item

@@ -119,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         DSA(config.dsa_strategy) if config.dsa else None,
         config.seed,
         config.precision,
+        graph=not config.no_graph,
     )
     folder = subject.file.parent
     with backends.use(config.backend):

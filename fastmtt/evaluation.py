@@ -56,6 +56,7 @@ class Protocol:
         augment: DSA on every batch, or None.
         seed: the run's seed.
         precision: what convolutions multiply: "fp32" or "bf16".
+        graph: whether steps on a GPU are recorded as CUDA graphs.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Protocol:
     augment: DSA | None
     seed: int
     precision: str = "fp32"
+    graph: bool = True
 
 
 Kept = MutableMapping[str, Scores]
@@ -167,6 +169,7 @@ def _trained(
         weight_decay=WEIGHT_DECAY,
         decay_after=protocol.epochs // 2 + 1,
         augment=protocol.augment,
+        graph=protocol.graph,
     )
     # a single network may draw as it computes: its draws, too, depend on its number alone
     with _drawing(examples.images.device, torch_seed(protocol.seed, f"{what} forward", members[0])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from fastmtt import draws, ops
 from fastmtt.augment import DSA
+from fastmtt.batches import Draws, PlacedDraws
+from fastmtt.capture import Captured, Latest, can_capture
+from fastmtt.sweeps import empty_rows
 
 
 class Images(Protocol):
@@ -46,8 +50,15 @@ class Network(Protocol):
         """The inverse of :meth:`pack`."""
         ...
 
-    def gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss [S] and its gradient [S,P] on images [S,B,C,H,W] with labels."""
+    def gradient(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        tape: None = None,
+        into: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss [S] and its gradient [S,P], written to ``into``, on images [S,B,C,H,W]."""
         ...
 
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
@@ -83,7 +94,7 @@ class Examples:
         """Each student's rows [S,b]: images [S,b,C,H,W] and labels [S,b] or [S,b,K]."""
         if self.shared:
             return self.images[rows], self.labels[rows]
-        students = torch.arange(len(rows))[:, None]
+        students = torch.arange(len(rows), device=rows.device)[:, None]
         return cast(Tensor, self.images)[students, rows], self.labels[students, rows]
 
     def of(self, students: Tensor) -> Examples:
@@ -140,6 +151,7 @@ class Recipe:
         sharpness: GSAM's direction in place of the gradient, or None.
         schedule: which examples an epoch sees, or None for all.
         precision: what the student is to be made with (``make_student``).
+        graph: whether steps on a GPU are recorded as CUDA graphs where they can be.
     """
 
     epochs: int
@@ -152,6 +164,7 @@ class Recipe:
     sharpness: Sharpness | None = None
     schedule: Schedule | None = None
     precision: str = "fp32"
+    graph: bool = True
 
     def steps(self, epoch: int, count: int) -> int:
         """Steps an epoch takes over so many examples."""
@@ -194,40 +207,115 @@ def train(
     Returns:
         The trained weights [S,P], public order.
     """
-    theta = student.pack(theta)
-    velocity = None if velocity is None else student.pack(velocity)
-    lr = torch.as_tensor(recipe.lr, dtype=theta.dtype, device=theta.device).reshape(-1, 1)
+    trainer = _Trainer(student, theta, velocity, examples, recipe)
     if recipe.decay_after is not None and epochs_done > recipe.decay_after:
-        lr = lr * 0.1
-    for epoch in range(epochs_done, recipe.epochs):
-        for x, y in _batches(examples, recipe, seed, what, members, epoch):
-            direction = _direction(student, theta, x, y, recipe.sharpness)
-            if recipe.weight_decay:
-                direction = direction.add_(theta, alpha=recipe.weight_decay)
-            if recipe.momentum:
-                if velocity is not None:
-                    direction = direction.add_(velocity, alpha=recipe.momentum)
-                velocity = direction
-            theta = theta - lr * direction
+        trainer.lr.mul_(0.1)
+    epochs = range(epochs_done, recipe.epochs)
+    drawn: Iterator[Draws] = (
+        _draw(examples, recipe, seed, what, members, epoch) for epoch in epochs
+    )
+    if trainer.theta.is_cuda:
+        drawn = draws.ahead(drawn)
+    for epoch, of_epoch in zip(epochs, drawn, strict=True):
+        for _ in trainer.epoch(of_epoch):
             if after_step is not None:
                 after_step()
         if epoch == recipe.decay_after:
-            lr, velocity = lr * 0.1, None
+            trainer.lr.mul_(0.1)
+            trainer.forget()
         if after_epoch is not None:
-            momentum = None if velocity is None else student.unpack(velocity)
-            after_epoch(epoch + 1, student.unpack(theta), momentum)
-    return student.unpack(theta)
+            after_epoch(epoch + 1, *trainer.public())
+    return trainer.public()[0]
+
+
+class _Trainer:
+    """S students' weights and momenta in places that stay, and their steps by the recipe."""
+
+    def __init__(
+        self,
+        student: Network,
+        theta: Tensor,
+        velocity: Tensor | None,
+        examples: Examples,
+        recipe: Recipe,
+    ) -> None:
+        """Begin with weights and momenta in the public order."""
+        self.student, self.examples, self.recipe = student, examples, recipe
+        self.theta = empty_rows(theta).copy_(student.pack(theta))
+        self.direction, self.velocity = empty_rows(theta), empty_rows(theta)
+        self.moves = velocity is not None  # whether there is a momentum
+        if velocity is not None:
+            self.velocity.copy_(student.pack(velocity))
+        lr = torch.as_tensor(recipe.lr, dtype=theta.dtype, device=theta.device)
+        self.lr = lr.reshape(-1, 1).clone()
+        self.graph = can_capture(recipe.graph, student, recipe.augment is not None, theta)
+        self._steps: Latest[_Step] = Latest(4)  # a full batch, and remainders
+
+    def epoch(self, drawn: Draws) -> Iterator[None]:
+        """Take the steps of these draws."""
+        placed = PlacedDraws(drawn, self.theta.device).draws
+        for t, rows in enumerate(placed.indices):
+            step = Draws([rows], None if placed.parameters is None else [placed.parameters[t]])
+            make = partial(_Step, self, step)
+            self._steps.get(step.shapes, make)(step)
+            yield
+
+    def forget(self) -> None:
+        """Begin the momentum anew."""
+        self.moves = False
+
+    def public(self) -> tuple[Tensor, Tensor | None]:
+        """Copies of the weights and, where there is one, the momentum [S,P], public order."""
+        theta = self.student.unpack(self.theta).clone()
+        return theta, self.student.unpack(self.velocity).clone() if self.moves else None
+
+
+class _Step:
+    """Steps on batches of one size, of which each student has its own."""
+
+    def __init__(self, trainer: _Trainer, like: Draws) -> None:
+        """Make room for a step's draws."""
+        self.trainer = trainer
+        self.draws = PlacedDraws(like, trainer.theta.device)
+        self._moving = Captured(partial(self._run, True), trainer.graph)
+
+    def __call__(self, drawn: Draws) -> None:
+        """Take one."""
+        trainer = self.trainer
+        self.draws.put(drawn)
+        if trainer.moves or not trainer.recipe.momentum:
+            self._moving()
+        else:
+            self._run(False)
+            trainer.moves = True
+
+    def _run(self, moves: bool) -> None:
+        trainer, recipe = self.trainer, self.trainer.recipe
+        theta, velocity = trainer.theta, trainer.velocity
+        (rows,), parameters, _ = self.draws.draws
+        x, y = trainer.examples.pick(rows)
+        if recipe.augment is not None and parameters is not None:
+            x = recipe.augment.apply(x, parameters[0])
+        direction = _direction(trainer.student, theta, x, y, recipe.sharpness, trainer.direction)
+        if recipe.weight_decay:
+            direction.add_(theta, alpha=recipe.weight_decay)
+        if recipe.momentum and moves:
+            direction = torch.add(direction, velocity, alpha=recipe.momentum, out=velocity)
+        elif recipe.momentum:
+            velocity.copy_(direction)
+        theta.sub_(trainer.lr * direction)
 
 
 def accuracy(student: Network, theta: Tensor, images: Images, labels: Tensor) -> Tensor:
     """Top-1 accuracy [S] of weights [S,P] (public order) on images [n,C,H,W], labels int64 [n]."""
     packed = student.pack(theta)
-    right = torch.zeros(len(theta), dtype=torch.int64)
+    right = torch.zeros(len(theta), dtype=torch.int64, device=labels.device)
+    at_once = len(packed) if packed.is_cuda else 1  # so many fill a GPU, and a CPU's caches
     for x, y in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
-        for s in range(len(packed)):
-            predicted = student.logits(packed[s : s + 1], x[None])[0].argmax(-1)
-            right[s] += int((predicted == y).sum())
-    return right.double() / len(labels)
+        for some, counts in zip(packed.split(at_once), right.split(at_once), strict=True):
+            predicted = student.logits(some, x.expand(len(some), *x.shape)).argmax(-1)
+            counts += (predicted == y).sum(-1)
+    return right.cpu().double() / len(labels)
 
 
 def students_at_once(batch: int, image_shape: tuple[int, ...]) -> int:
@@ -243,10 +331,15 @@ _PLANES = 2**16  # pixels of one channel, over the images of a step
 
 
 def _direction(
-    student: Network, theta: Tensor, x: Tensor, y: Tensor, sharpness: Sharpness | None
+    student: Network,
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    sharpness: Sharpness | None,
+    into: Tensor,
 ) -> Tensor:
     """Where a step leads [S,P]: the gradient, or GSAM's direction from two of them."""
-    _, g = student.gradient(theta, x, y)
+    _, g = student.gradient(theta, x, y, into=into)
     if sharpness is None:
         return g
     uphill = ops.gsam_perturb(theta, g, sharpness.rho, sharpness.adaptive)
@@ -254,23 +347,26 @@ def _direction(
     return ops.gsam_combine(g, there, sharpness.alpha)
 
 
-def _batches(
+def _draw(
     examples: Examples,
     recipe: Recipe,
     seed: int,
     what: str,
     members: Sequence[int],
     epoch: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Draws:
+    """An epoch's batches and their augmentation, a function of the key of each member."""
     shuffles = [draws.stream(seed, f"{what} shuffle", m, epoch) for m in members]
     schedule = recipe.schedule
     seen = torch.arange(examples.count) if schedule is None else schedule.rows(epoch)
     orders = torch.stack([seen[torch.from_numpy(r.permutation(len(seen)))] for r in shuffles])
+    rows = list(orders.split(recipe.batch_size, dim=1))
+    if recipe.augment is None:
+        return Draws(rows, None)
     streams = [draws.stream(seed, f"{what} dsa", m, epoch) for m in members]
-    for rows in orders.split(recipe.batch_size, dim=1):
-        x, y = examples.pick(rows.to(examples.images.device))
-        if recipe.augment is not None:
-            shape, size = examples.image_shape, rows.shape[1]
-            parameters = [recipe.augment.draw(rng, size, shape) for rng in streams]
-            x = recipe.augment.apply(x, DSA.stack(parameters))
-        yield x, y
+    shape = examples.image_shape
+    parameters = [
+        DSA.stack([recipe.augment.draw(rng, batch.shape[1], shape) for rng in streams])
+        for batch in rows
+    ]
+    return Draws(rows, parameters)

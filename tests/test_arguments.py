@@ -76,7 +76,7 @@ SPOILED = {
     "memory in words": (lambda g: {"memory": "1G"}, "memory must be"),
     "negative memory": (lambda g: {"memory": -1}, "memory must be"),
     "augment in words": (lambda g: {"augment": "color_crop"}, "augment must be"),
-    "precision": (lambda g: {"precision": "tf32"}, "precision must be"),
+    "precision": (lambda g: {"precision": "fp16"}, "precision must be"),
     "no images": (lambda g: {"images": g["images"][:0], "labels": g["labels"][:0]}, "at least one"),
 }
 

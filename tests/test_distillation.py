@@ -8,9 +8,10 @@ import pytest
 import straight_line
 import torch
 from compare import assert_close
+from recordable import Recordable
 from tolerances import FORMULA, META_GRADIENT
 
-from fastmtt import FastmttError, evaluation
+from fastmtt import FastmttError, distillation, evaluation
 from fastmtt.evaluation import Scores
 from fastmtt.labels import Labeller
 from fastmtt.options import DistillConfig
@@ -257,3 +258,31 @@ def test_a_checkpoint_of_another_run_is_refused(begin, name, change):
     tensors, values = first.state()
     with pytest.raises(FastmttError, match="the checkpoint does not fit this run"):
         second.restore((spoilt(tensors, name, change), values))
+
+
+@pytest.mark.parametrize("method", ["mtt", "ftd", "datm", "tesla"])
+def test_the_update_is_recordable(method, begin, monkeypatch):
+    monkeypatch.setattr(Recordable, "made", [])
+    keys = {"ema_decay": 0.9} if method == "ftd" else {}
+    plain = begin(method, folder="plain", **keys)
+    monkeypatch.setattr(distillation, "Captured", Recordable)
+    watched = begin(method, folder="watched", **keys)
+    for _ in range(4):
+        assert plain.step() == watched.step()
+    assert all(map(torch.equal, learned(plain).values(), learned(watched).values()))
+    assert Recordable.made[-1].calls == 4
+
+
+@pytest.mark.parametrize("rng", ["counter", "published"])
+def test_drawn_ahead_a_run_has_the_same_bits_and_goes_on_from_the_same_state(rng, begin):
+    keys = dict(rng=rng, batch_syn=4, used=(0, 2))
+    plain, early = (begin("mtt", folder=folder, **keys) for folder in ("plain", "early"))
+    early.ahead = True
+    for _ in range(3):
+        assert plain.step() == early.step()
+        (tensors, values), (same, state) = plain.state(), early.state()
+        assert all(torch.equal(tensors[name], same[name]) for name in tensors)
+        assert values["choices"] == state["choices"]
+    again = begin("mtt", folder="again", **keys)
+    again.restore(in_memory.copied(early.state()))
+    assert again.step() == early.step()

@@ -1,5 +1,7 @@
 """Draws as data: a key's numbers depend on the key alone; batches by the published rule."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,27 @@ def test_published_generator_in_published_order(n, batch):
         if not own:
             own = list(torch.split(torch.randperm(n, generator=mirror), batch))
         assert torch.equal(got, own.pop())
+
+
+def test_items_made_ahead_are_the_same_and_a_failure_comes_through():
+    made = []
+
+    def items():
+        for number in range(4):
+            made.append(threading.current_thread())
+            yield number
+        raise ValueError("no more")
+
+    taken = []
+    with pytest.raises(ValueError, match="no more"):
+        for number in draws.ahead(items()):
+            taken.append(number)
+    assert taken == [0, 1, 2, 3] and threading.current_thread() not in made
+
+
+def test_what_is_made_ahead_is_at_most_one():
+    made = []
+    several = draws.ahead(made.append(n) or [n] for n in range(100))
+    assert next(several) == [0]
+    several.close()
+    assert len(made) <= 2

@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from recordable import Recordable
 from torch import nn
 
-from fastmtt import DSA, draws
-from fastmtt.student import flatten_parameters, initial_weights, make_student
+from fastmtt import DSA, draws, training
+from fastmtt.student import Room, flatten_parameters, initial_weights, make_student
 from fastmtt.student.zoo import make_network
-from fastmtt.training import Examples, Recipe, accuracy, students_at_once, train
+from fastmtt.training import Examples, Recipe, Sharpness, accuracy, students_at_once, train
 
 SHAPE, CLASSES, SEED = (1, 8, 8), 3, 7
 
@@ -153,6 +154,33 @@ def test_initial_weights_are_a_function_of_the_key_and_leave_torch_alone():
     one, again, other = (initial_weights(make, SEED, "expert init", i) for i in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("sharpness", [None, Sharpness(0.05, 0.4)])
+def test_steps_are_recordable_and_have_the_bits_of_plain_ones(
+    shared, sharpness, monkeypatch, extension
+):
+    """Full batches and the remainder, before and after the momentum is forgotten."""
+    examples, members = some_examples(), [0, 3]
+    if not shared:
+        images = torch.stack([examples.images, examples.images.flip(0)])
+        examples = Examples(images, examples.labels.expand(2, -1), shared=False)
+    recipe = Recipe(5, 4, [0.1, 0.05], 0.9, 1e-3, 2, DSA("crop_color_scale"), sharpness)
+
+    def trained():
+        return train(
+            *(make_student(make(), SHAPE), start(members), examples, recipe),
+            **dict(seed=SEED, what="x", members=members),
+        )
+
+    wanted = trained()
+    monkeypatch.setattr(Recordable, "made", [])
+    monkeypatch.setattr(training, "Captured", Recordable)
+    monkeypatch.setattr(Room, "scratch", lambda *_: torch.empty(0, dtype=torch.uint8))
+    assert torch.equal(trained(), wanted)
+    # batches of 4, 4 and 3 an epoch; the first one begins a momentum, twice
+    assert [captured.calls for captured in Recordable.made] == [10 - 2, 5]
 
 
 def test_small_steps_share_their_overhead_and_large_ones_run_alone():

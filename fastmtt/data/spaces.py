@@ -57,6 +57,7 @@ class Normalised(Space):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
+        self._made: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
 
     def transform(self, pixels: Tensor) -> Tensor:
         """Normalise [n,C,H,W] float pixels, in their own precision."""
@@ -73,11 +74,12 @@ class Normalised(Space):
         return {"kind": "normalised", "mean": list(self.mean), "std": list(self.std)}
 
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (
-            torch.tensor(row, dtype=like.dtype, device=like.device)[:, None, None]
-            for row in (self.mean, self.std)
-        )
-        return mean, std
+        kind = like.dtype, like.device
+        if kind not in self._made:  # once: a GPU would wait for each copy
+            with torch.inference_mode(False):
+                mean, std = torch.tensor([self.mean, self.std], dtype=kind[0], device=kind[1])
+            self._made[kind] = mean[:, None, None], std[:, None, None]
+        return self._made[kind]
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"mean": torch.tensor(self.mean), "std": torch.tensor(self.std)}

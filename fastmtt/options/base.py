@@ -9,7 +9,7 @@ from fastmtt.ranges import check_ranges
 # Keys by subject, in the order of --help.
 DATA = "dataset data_path subset res download zca"
 NETWORK = "model dsa dsa_strategy batch_train"
-MACHINE = "device backend precision threads seed"
+MACHINE = "device backend precision no_graph threads seed"
 CURRICULUM = (
     "init_ratio add_end_epoch rm_epoch_first rm_epoch_second rm_easy_ratio_first "
     "rm_easy_ratio_second"
@@ -42,6 +42,7 @@ class BaseConfig:
         backend: Force one backend: reference (plain torch) or cpu (compiled); null, the fitting.
         precision: What convolutions of 16 input channels and more multiply: fp32, or bf16, which
             sums in fp32 and is faster.
+        no_graph: Launch a GPU's kernels one by one instead of as CUDA graphs; changes no bit.
         threads: CPU threads (null, as torch chooses).
         seed: Seed of every draw; two runs with one seed are equal to the bit.
         resume: Go on where a killed run stopped, to the bits it would have reached.
@@ -61,6 +62,7 @@ class BaseConfig:
     device: str = "auto"
     backend: Literal["reference", "cpu"] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    no_graph: bool = False
     threads: int | None = None
     seed: int = 0
     resume: bool = False

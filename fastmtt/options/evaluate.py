@@ -36,6 +36,7 @@ class EvaluateConfig:
         device: auto, cpu, cuda or cuda:<number>.
         backend: Force one backend: reference or cpu.
         precision: What convolutions of 16 input channels and more multiply: fp32 or bf16.
+        no_graph: Launch a GPU's kernels one by one.
         threads: CPU threads.
         seed: Seed of every draw.
         eval_mode: Pool of networks to train in place of model: S, it without BN; M, several
@@ -75,6 +76,7 @@ class EvaluateConfig:
     device: str | None = None
     backend: Literal["reference", "cpu"] | None = None
     precision: Literal["fp32", "bf16"] | None = None
+    no_graph: bool | None = None
     threads: int | None = None
     seed: int | None = None
     eval_mode: Literal["S", "M", "W", "D", "A", "P", "N", "C", "BN", "other"] | None = None

@@ -34,20 +34,30 @@ class SingleNetwork:
         """The inverse of :meth:`pack`."""
         return packed
 
-    def gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        y: Tensor,
+        tape: None = None,
+        into: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Loss [1] and its gradient [1,P]; the module's buffers move on by one step.
 
         Args:
             theta: weights [1,P].
             x: images [1,B,C,H,W].
             y: labels, int64 [1,B] or probabilities [1,B,K].
+            tape: a student's; nothing is kept here.
+            into: where to write the gradient; None for a fresh tensor.
         """
         self.module.train()
         with torch.enable_grad():
             leaf = theta[0].detach().requires_grad_()
             loss = F.cross_entropy(forward_at(self.module, leaf, x[0], self.bf16), y[0])
             (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.detach()[None], gradient[None]
+        row = gradient[None]
+        return loss.detach()[None], row if into is None else into.copy_(row)
 
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
         """Outputs [1,B,K] in evaluation mode, without a graph."""
