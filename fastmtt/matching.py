@@ -262,6 +262,7 @@ class _Match(torch.autograd.Function):
         refuse_graph()
         call: _Call = ctx.call
         _refuse_stale(ctx)
+        _ = ctx.saved_tensors  # torch refuses here what was freed: a second backward not announced
         with backends.use(call.backend, call.matcher.precision):
             return None, *ctx.iteration.backward(g, ctx.needs_input_grad[1:])
 
