@@ -237,7 +237,7 @@ def _rows(batch: int, classes: int) -> Config:
     """Whole rows of classes, as many as fill a tile."""
     width = triton.next_power_of_2(classes)
     height = min(triton.next_power_of_2(batch), max(1, 2048 // width))
-    return Config({"IMAGES": height, "CLASSES": width}, warps=8)
+    return Config({"IMAGES": height, "CLASSES": width}, warps=4)
 
 
 # --- kernels: one program a tile and student ----------------------------------------------------
