@@ -24,6 +24,64 @@ from torch import Tensor
 
 
 @triton.jit
+def _finish(
+    z,
+    z_dot,
+    columns,
+    pixels,
+    present,
+    gamma,
+    gamma_dot,
+    beta,
+    beta_dot,
+    p,
+    p_dot,
+    xhat,
+    rstd,
+    xhat_dot,
+    rstd_dot,
+    images,
+    area: tl.constexpr,
+    C_OUT: tl.constexpr,
+    GIVEN: tl.constexpr,
+):
+    """Norm, ReLU, pool and their tangents for some channels, of which ``images`` are left."""
+    rows: tl.constexpr = z.shape[0]
+    wanted = columns < C_OUT
+    place = pixels[:, None] * C_OUT + columns[None, :]
+    mask = present[:, None] & wanted[None, :]
+    planes = tl.arange(0, rows // area)
+    plane_place = planes[:, None] * C_OUT + columns[None, :]
+    plane_mask = (planes < images)[:, None] & wanted[None, :]
+    if GIVEN:
+        z = tl.load(xhat + place, mask=mask, other=0.0)
+        scale = tl.load(rstd + plane_place, mask=plane_mask, other=0.0)
+    else:
+        z, scale = normalised(z, area // 4)
+        tl.store(rstd + plane_place, scale, mask=plane_mask)
+    correlation = of_planes(z * z_dot, area // 4)
+    tl.store(rstd_dot + plane_place, -scale * scale * correlation, mask=plane_mask)
+    z_dot -= to_pixels(of_planes(z_dot, area // 4), rows, area // 4)
+    z_dot -= z * to_pixels(correlation, rows, area // 4)
+    z_dot *= to_pixels(scale, rows, area // 4)
+
+    if not GIVEN:
+        tl.store(xhat + place, z, mask=mask)
+    tl.store(xhat_dot + place, z_dot, mask=mask)
+    g = tl.load(gamma + columns, mask=wanted)[None, :]
+    g_dot = tl.load(gamma_dot + columns, mask=wanted)[None, :]
+    b = tl.load(beta + columns, mask=wanted)[None, :]
+    b_dot = tl.load(beta_dot + columns, mask=wanted)[None, :]
+    n = z * g + b
+    n_dot = tl.where(n > 0.0, z * g_dot + b_dot + z_dot * g, 0.0)
+    windows = tl.arange(0, rows // 4)
+    place = windows[:, None] * C_OUT + columns[None, :]
+    mask = (windows < (images) * (area // 4))[:, None] & wanted[None, :]
+    tl.store(p + place, pooled(tl.maximum(n, 0.0), area // 4) * 0.25, mask=mask)
+    tl.store(p_dot + place, pooled(n_dot, area // 4) * 0.25, mask=mask)
+
+
+@triton.jit
 def _conv_block_jvp(
     a,
     a_dot,
@@ -64,7 +122,6 @@ def _conv_block_jvp(
     student = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) // tiles * (BLOCK_M // area)
     columns = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    wanted = columns < C_OUT
     image, y, x = whole_planes(BLOCK_M, HEIGHT, WIDTH)
     present = image < images - first
     pixels = image * area + y * WIDTH + x
@@ -84,43 +141,35 @@ def _conv_block_jvp(
             not GIVEN, True, MOVES, PRECISION,
         )  # fmt: skip
 
+    gamma += student * gamma_stride
+    gamma_dot += student * gamma_dot_stride
+    beta += student * beta_stride
+    beta_dot += student * beta_dot_stride
     xhat += base * (area * C_OUT)
     xhat_dot += base * (area * C_OUT)
     p += base * (area // 4 * C_OUT)
     p_dot += base * (area // 4 * C_OUT)
     rstd += base * C_OUT
     rstd_dot += base * C_OUT
-    place = pixels[:, None] * C_OUT + columns[None, :]
-    mask = present[:, None] & wanted[None, :]
-    planes = tl.arange(0, BLOCK_M // area)
-    plane_place = planes[:, None] * C_OUT + columns[None, :]
-    plane_mask = (planes < images - first)[:, None] & wanted[None, :]
-    if GIVEN:
-        z = tl.load(xhat + place, mask=mask, other=0.0)
-        scale = tl.load(rstd + plane_place, mask=plane_mask, other=0.0)
+    if BLOCK_N > 32:  # in halves, for all that this takes of a wide tile exceeds the registers
+        z_left, z_right = tl.split(tl.permute(tl.reshape(z, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        dot_left, dot_right = tl.split(
+            tl.permute(tl.reshape(z_dot, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
+        )
+        half = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+        _finish(
+            z_left, dot_left, half, pixels, present, gamma, gamma_dot, beta, beta_dot, p, p_dot,
+            xhat, rstd, xhat_dot, rstd_dot, images - first, area, C_OUT, GIVEN,
+        )  # fmt: skip
+        _finish(
+            z_right, dot_right, half + BLOCK_N // 2, pixels, present, gamma, gamma_dot, beta,
+            beta_dot, p, p_dot, xhat, rstd, xhat_dot, rstd_dot, images - first, area, C_OUT, GIVEN,
+        )  # fmt: skip
     else:
-        z, scale = normalised(z, area // 4)
-        tl.store(rstd + plane_place, scale, mask=plane_mask)
-    correlation = of_planes(z * z_dot, area // 4)
-    tl.store(rstd_dot + plane_place, -scale * scale * correlation, mask=plane_mask)
-    z_dot -= to_pixels(of_planes(z_dot, area // 4), BLOCK_M, area // 4)
-    z_dot -= z * to_pixels(correlation, BLOCK_M, area // 4)
-    z_dot *= to_pixels(scale, BLOCK_M, area // 4)
-
-    if not GIVEN:
-        tl.store(xhat + place, z, mask=mask)
-    tl.store(xhat_dot + place, z_dot, mask=mask)
-    g = tl.load(gamma + student * gamma_stride + columns, mask=wanted)[None, :]
-    g_dot = tl.load(gamma_dot + student * gamma_dot_stride + columns, mask=wanted)[None, :]
-    b = tl.load(beta + student * beta_stride + columns, mask=wanted)[None, :]
-    b_dot = tl.load(beta_dot + student * beta_dot_stride + columns, mask=wanted)[None, :]
-    n = z * g + b
-    n_dot = tl.where(n > 0.0, z * g_dot + b_dot + z_dot * g, 0.0)
-    windows = tl.arange(0, BLOCK_M // 4)
-    place = windows[:, None] * C_OUT + columns[None, :]
-    mask = (windows < (images - first) * (area // 4))[:, None] & wanted[None, :]
-    tl.store(p + place, pooled(tl.maximum(n, 0.0), area // 4) * 0.25, mask=mask)
-    tl.store(p_dot + place, pooled(n_dot, area // 4) * 0.25, mask=mask)
+        _finish(
+            z, z_dot, columns, pixels, present, gamma, gamma_dot, beta, beta_dot, p, p_dot,
+            xhat, rstd, xhat_dot, rstd_dot, images - first, area, C_OUT, GIVEN,
+        )  # fmt: skip
 
 
 def conv_block_jvp(

@@ -7,7 +7,7 @@ The input gradient is the same product with the weights transposed and the taps 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from typing import Any
 
@@ -311,8 +311,16 @@ _PRIMAL, _TANGENT, _BOTH = (True, False), (False, True), (True, True)
 
 def configurations(constants: dict[str, Any]) -> list[Config]:
     """Tiles worth trying: few, and none that spills registers (see the tests)."""
-    both = constants["PRIMAL"] and constants["TANGENT"]
-    return fitted(_TILES[constants["PRECISION"], both], constants["C_IN"], constants["C_OUT"])
+    if constants["PRIMAL"] and constants["TANGENT"]:
+        wanted = "both"
+    else:
+        wanted = "sum" if constants["MOVES"] else "one"
+    precision = constants["PRECISION"]
+    if precision == "ieee":
+        tiles = [tile(64, 32, 16, 8, 2, copy=16)]
+    else:
+        tiles = _TILES[wanted](32 if precision == "tf32" else 64)
+    return fitted(tiles, constants["C_IN"], constants["C_OUT"])
 
 
 def tile(m: int, n: int, k: int, warps: int, stages: int, copy: int = 8) -> Config:
@@ -320,35 +328,26 @@ def tile(m: int, n: int, k: int, warps: int, stages: int, copy: int = 8) -> Conf
     return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "COPY": copy}, warps, stages)
 
 
-_TILES = {
-    ("tf32", False): [
-        tile(128, 128, 32, 8, 3),
-        tile(256, 128, 32, 8, 3),
-        tile(256, 128, 32, 8, 3, copy=16),
-        tile(128, 64, 32, 4, 3),
-        tile(64, 32, 32, 4, 4),
+_TILES: dict[str, Callable[[int], list[Config]]] = {  # by the channels of 128 bytes
+    "one": lambda k: [
+        tile(128, 128, k, 8, 3),
+        tile(256, 128, k, 8, 3),
+        tile(256, 128, k, 8, 3, copy=16),
+        tile(128, 64, k, 4, 3),
+        tile(64, 32, k, 4, 4),
     ],
-    ("tf32", True): [
-        tile(128, 128, 32, 8, 2),
-        tile(128, 128, 32, 8, 2, copy=16),
-        tile(128, 64, 32, 8, 3),
-        tile(64, 32, 32, 4, 3),
+    "sum": lambda k: [
+        tile(128, 128, k, 8, 3),
+        tile(128, 128, k, 8, 3, copy=16),
+        tile(128, 64, k, 4, 3),
+        tile(64, 32, k, 4, 3),
     ],
-    ("bf16", False): [
-        tile(128, 128, 64, 8, 3),
-        tile(256, 128, 64, 8, 3),
-        tile(256, 128, 64, 8, 3, copy=16),
-        tile(128, 64, 64, 4, 3),
-        tile(64, 32, 64, 4, 4),
+    "both": lambda k: [
+        tile(128, 128, k, 8, 2),
+        tile(128, 128, k, 8, 2, copy=16),
+        tile(128, 64, k, 8, 3),
+        tile(64, 32, k, 4, 3),
     ],
-    ("bf16", True): [
-        tile(128, 128, 64, 8, 2),
-        tile(128, 128, 64, 8, 2, copy=16),
-        tile(128, 64, 64, 8, 3),
-        tile(64, 32, 64, 4, 3),
-    ],
-    ("ieee", False): [tile(64, 64, 16, 8, 2)],
-    ("ieee", True): [tile(64, 32, 16, 8, 2)],
 }
 
 
