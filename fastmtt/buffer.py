@@ -24,7 +24,7 @@ from fastmtt.ops import backends
 from fastmtt.options import BufferConfig, DistillConfig
 from fastmtt.options.base import CURRICULUM
 from fastmtt.progress import say
-from fastmtt.training import Recipe, Schedule, Sharpness, students_at_once
+from fastmtt.training import Recipe, Schedule, Sharpness
 
 
 def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Recipe:
@@ -45,6 +45,7 @@ def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Rec
         lr, batch = config.lr_teacher, config.batch_train
     recipe = Recipe(config.expert_length, batch, lr, augment=augment, precision=config.precision)
     recipe = replace(recipe, sharpness=gsam, schedule=_schedule(config, dataset))
+    recipe = replace(recipe, graph=not config.no_graph)
     if isinstance(config, DistillConfig):
         return recipe
     decay_after = config.train_epochs // 2 + 1 if config.decay else None
@@ -109,7 +110,7 @@ def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet) -> Expert
             recipe,
             {"versions": versions()},
             experts=missing,
-            at_once=at_once or students_at_once(recipe.batch_size, dataset.image_shape),
+            at_once=at_once,
             seed=config.seed,
         )
     if scores:

@@ -24,32 +24,35 @@ logger = logging.getLogger("fastmtt")
 
 
 class Captured(Generic[T]):
-    """A function without arguments; it reads and writes tensors that stay where they are.
+    """One function's recording: it reads and writes tensors that stay where they are.
 
     The first call runs it, so that kernels are compiled and tuned and its own tensors made; the
-    second records it; from then on the recording is replayed.
+    second records it; from then on the recording is replayed. The function comes with each call,
+    for one that is kept would keep its owner, who keeps this, and a GPU's memory with them.
 
     Args:
-        function: must not look at the device's values on the host; what it returns are tensors of
-            its own, which the next call fills anew.
         graph: whether to record; otherwise every call runs the function.
     """
 
-    def __init__(self, function: Callable[[], T], graph: bool) -> None:
+    def __init__(self, graph: bool) -> None:
         """Record nothing yet."""
-        self._function, self._wanted = function, graph
-        self._ran = False
+        self._wanted, self._ran = graph, False
         self._recorded: tuple[torch.cuda.CUDAGraph, T] | None = None
 
-    def __call__(self) -> T:
-        """Run or replay; give what the function returns."""
+    def __call__(self, function: Callable[[], T]) -> T:
+        """Run or replay; give what the function returns.
+
+        Args:
+            function: the same at every call. It must not look at the device's values on the host;
+                what it returns are tensors of its own, which the next call fills anew.
+        """
         if not self._wanted or not self._ran:
             self._ran = True
-            return self._function()
+            return function()
         if self._recorded is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):  # in memory of its own
-                result = self._function()
+                result = function()
             self._recorded = graph, result
         graph, result = self._recorded
         graph.replay()

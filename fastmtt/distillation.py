@@ -273,14 +273,14 @@ class Distillation:
             tensor.grad = torch.empty_like(tensor)  # where it stays
         decay = config.ema_decay
         self.average = None if decay is None else MovingAverage(self.set.images, decay)
-        self._descend = Captured(self._descended, self.set.images.is_cuda and not config.no_graph)
+        self._descend: Captured[None] = Captured(self.set.images.is_cuda and not config.no_graph)
 
     def _update(self, matched: Tensor) -> None:
         """Descend the loss."""
         found = torch.autograd.grad(matched, self._learned)
         for tensor, g in zip(self._learned, found, strict=True):
             tensor.grad.copy_(g)
-        self._descend()
+        self._descend(self._descended)
 
     def _descended(self) -> None:
         """A step of every optimiser by the gradients that are there, and of the average."""

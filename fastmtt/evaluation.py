@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastmtt.at_once import together
 from fastmtt.augment import DSA
 from fastmtt.choices import KeyedChoices
 from fastmtt.data import DataSet
@@ -21,7 +22,7 @@ from fastmtt.student import ConvNetStudent, Structure, find_structure, initial_w
 from fastmtt.student.single import SingleNetwork
 from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import Synthetic, real_rows
-from fastmtt.training import Examples, Network, Recipe, accuracy, students_at_once, train
+from fastmtt.training import Examples, Network, Recipe, accuracy, train
 
 REAL_LR = 0.01  # the field's learning rate for training on real images
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
@@ -101,8 +102,10 @@ def evaluate(
     """
     kept = {} if kept is None else kept
     batch = min(protocol.batch_train, examples.count)
-    compiled = isinstance(_network(dataset, protocol), ConvNetStudent)
-    at_once = students_at_once(batch, dataset.image_shape) if compiled else 1
+    network = _network(dataset, protocol)
+    compiled = isinstance(network, ConvNetStudent)
+    usual = _recipe(examples, [lr] if isinstance(lr, float) else lr, protocol)
+    at_once = together(network, examples, usual, protocol.networks) if compiled else 1
     groups = torch.arange(protocol.networks).split(at_once)
     names = [f"{desc}: lr {lr!r}, networks {int(g[0])} to {int(g[-1])}" for g in groups]
     todo = [(name, group) for name, group in zip(names, groups, strict=True) if name not in kept]
@@ -150,6 +153,21 @@ def _fresh(dataset: DataSet, protocol: Protocol, what: str, members: list[int]) 
     return torch.stack([initial_weights(make, protocol.seed, f"{what} init", m) for m in members])
 
 
+def _recipe(examples: Examples, lrs: list[float], protocol: Protocol) -> Recipe:
+    """The protocol's way to train on a set."""
+    return Recipe(
+        epochs=protocol.epochs + 1,
+        batch_size=min(protocol.batch_train, examples.count),
+        lr=lrs,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
+        decay_after=protocol.epochs // 2 + 1,
+        augment=protocol.augment,
+        precision=protocol.precision,
+        graph=protocol.graph,
+    )
+
+
 def _trained(
     network: Network,
     theta: Tensor,
@@ -161,16 +179,8 @@ def _trained(
     after_step: Callable[[], None],
 ) -> Tensor:
     """Train some of the networks side by side by the protocol."""
-    recipe = Recipe(
-        epochs=protocol.epochs + 1,
-        batch_size=min(protocol.batch_train, examples.count),
-        lr=[lr[m] for m in members] if isinstance(lr, list) else [lr] * len(members),
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        decay_after=protocol.epochs // 2 + 1,
-        augment=protocol.augment,
-        graph=protocol.graph,
-    )
+    lrs = [lr[m] for m in members] if isinstance(lr, list) else [lr] * len(members)
+    recipe = _recipe(examples, lrs, protocol)
     # a single network may draw as it computes: its draws, too, depend on its number alone
     with _drawing(examples.images.device, torch_seed(protocol.seed, f"{what} forward", members[0])):
         return train(

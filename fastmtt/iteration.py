@@ -82,7 +82,7 @@ class Iteration:
         ours = options.augment is None or isinstance(options.augment, DSA)
         dsa = options.augment is not None
         self.graph = can_capture(options.graph and ours, student, dsa, start)
-        self._forward = Captured(self._sweep, self.graph)
+        self._forward: Captured[Tensor | None] = Captured(self.graph)
         self._adjoint: dict[Needs, Captured[list[Tensor | None]]] = {}
 
     def forward(self, inputs: Inputs, draws: Draws) -> Tensor:
@@ -91,15 +91,16 @@ class Iteration:
             send(source, place)
         self.draws.put(draws)
         self.steps.begin()
-        loss = self._forward()
+        loss = self._forward(self._sweep)
         return self._judge() if loss is None else loss.clone()
 
     def backward(self, g: Tensor, needs: Needs) -> list[Tensor | None]:
         """The loss's gradients in the inputs that are needed, times ``g``."""
         send(g, self.g)
         if needs not in self._adjoint:
-            self._adjoint[needs] = Captured(partial(self._sweep_back, needs), self.graph)
-        return [None if t is None else t.clone() for t in self._adjoint[needs]()]
+            self._adjoint[needs] = Captured(self.graph)
+        found = self._adjoint[needs](partial(self._sweep_back, needs))
+        return [None if t is None else t.clone() for t in found]
 
     def _sweep(self) -> Tensor | None:
         """To the loss, or where a keep of the caller's own decides it, to the last weights."""

@@ -123,6 +123,7 @@ def _trained(
         momentum=config.mom,
         weight_decay=config.l2,
         augment=DSA(config.dsa_strategy) if config.dsa else None,
+        graph=not config.no_graph,
     )
     theta = [initial_weights(make, config.seed, "scores init", member) for member in members]
     steps = -(-examples.count // recipe.batch_size) * recipe.epochs

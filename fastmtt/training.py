@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,29 +13,20 @@ from fastmtt import draws, ops
 from fastmtt.augment import DSA
 from fastmtt.batches import Draws, PlacedDraws
 from fastmtt.capture import Captured, Latest, can_capture
+from fastmtt.recipe import Examples, Images, Recipe, Schedule, Sharpness
 from fastmtt.sweeps import empty_rows
 
-
-class Images(Protocol):
-    """Images [n,C,H,W] float32: a tensor, or what makes one of the rows it is asked for."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """[n,C,H,W]."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the rows come to lie."""
-        ...
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """Rows int64 of any shape to [*rows.shape,C,H,W]."""
-        ...
-
-    def split(self, size: int, /) -> Iterable[Tensor]:
-        """All rows, so many at a time."""
-        ...
+__all__ = [
+    "Examples",
+    "Images",
+    "Network",
+    "Recipe",
+    "Schedule",
+    "Sharpness",
+    "accuracy",
+    "students_at_once",
+    "train",
+]
 
 
 class Network(Protocol):
@@ -64,112 +54,6 @@ class Network(Protocol):
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
         """Outputs [S,B,K], without a graph."""
         ...
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Images with labels, shared by the students or one set each.
-
-    Attributes:
-        images: [n,C,H,W], or a tensor [S,n,C,H,W].
-        labels: int64 [n] or probabilities [n,K], or the same with S in front.
-        shared: whether all students see one set.
-    """
-
-    images: Images
-    labels: Tensor
-    shared: bool = True
-
-    @property
-    def count(self) -> int:
-        """n."""
-        return self.images.shape[0 if self.shared else 1]
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return tuple(self.images.shape[-3:])
-
-    def pick(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Each student's rows [S,b]: images [S,b,C,H,W] and labels [S,b] or [S,b,K]."""
-        if self.shared:
-            return self.images[rows], self.labels[rows]
-        students = torch.arange(len(rows), device=rows.device)[:, None]
-        return cast(Tensor, self.images)[students, rows], self.labels[students, rows]
-
-    def of(self, students: Tensor) -> Examples:
-        """The same for some of the students."""
-        if self.shared:
-            return self
-        return Examples(self.images[students], self.labels[students], shared=False)
-
-
-@dataclass(frozen=True)
-class Sharpness:
-    """GSAM: the step's gradient is taken uphill, less what leads away from it there.
-
-    Each student's weights w climb by e = rho * w^2 g / || |w| g || (adaptive) or rho * g / ||g||;
-    with the gradient g' there, its direction is g' - alpha * (g - <g, g'> g' / ||g'||^2). It is
-    FTD's optimiser (arXiv 2211.11004); alpha 0 makes it SAM, or ASAM where adaptive.
-
-    Attributes:
-        rho: radius of the climb.
-        alpha: weight of what is subtracted.
-        adaptive: measure each weight by its size.
-    """
-
-    rho: float
-    alpha: float
-    adaptive: bool = True
-
-
-class Schedule(Protocol):
-    """Which examples are seen in which epoch."""
-
-    def rows(self, epoch: int) -> Tensor:
-        """The epoch's rows of the examples, counted from 0: int64 [m], each once."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """What must be equal for the rows to be, as JSON values."""
-        ...
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How students are trained: SGD over shuffled epochs, the last partial batch kept.
-
-    Attributes:
-        epochs: number of epochs.
-        batch_size: images a step.
-        lr: learning rate, one for all students or one each.
-        momentum: SGD's momentum.
-        weight_decay: added to the gradient as weight_decay * theta.
-        decay_after: index of the epoch after which lr drops to a tenth and the momentum is
-            forgotten, as a new optimiser would; None for a constant lr.
-        augment: DSA on every batch, or None.
-        sharpness: GSAM's direction in place of the gradient, or None.
-        schedule: which examples an epoch sees, or None for all.
-        precision: what the student is to be made with (``make_student``).
-        graph: whether steps on a GPU are recorded as CUDA graphs where they can be.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float | Sequence[float]
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    decay_after: int | None = None
-    augment: DSA | None = None
-    sharpness: Sharpness | None = None
-    schedule: Schedule | None = None
-    precision: str = "fp32"
-    graph: bool = True
-
-    def steps(self, epoch: int, count: int) -> int:
-        """Steps an epoch takes over so many examples."""
-        seen = count if self.schedule is None else len(self.schedule.rows(epoch))
-        return -(-seen // self.batch_size)
 
 
 def train(
@@ -249,15 +133,14 @@ class _Trainer:
         lr = torch.as_tensor(recipe.lr, dtype=theta.dtype, device=theta.device)
         self.lr = lr.reshape(-1, 1).clone()
         self.graph = can_capture(recipe.graph, student, recipe.augment is not None, theta)
-        self._steps: Latest[_Step] = Latest(4)  # a full batch, and remainders
+        self._places: Latest[_Places] = Latest(4)  # a full batch's, and remainders
 
     def epoch(self, drawn: Draws) -> Iterator[None]:
         """Take the steps of these draws."""
         placed = PlacedDraws(drawn, self.theta.device).draws
         for t, rows in enumerate(placed.indices):
             step = Draws([rows], None if placed.parameters is None else [placed.parameters[t]])
-            make = partial(_Step, self, step)
-            self._steps.get(step.shapes, make)(step)
+            self._step(step, self._places.get(step.shapes, partial(_Places, step, self)))
             yield
 
     def forget(self) -> None:
@@ -269,41 +152,38 @@ class _Trainer:
         theta = self.student.unpack(self.theta).clone()
         return theta, self.student.unpack(self.velocity).clone() if self.moves else None
 
+    def _step(self, drawn: Draws, places: _Places) -> None:
+        places.draws.put(drawn)
+        if self.moves or not self.recipe.momentum:
+            places.moving(partial(self._run, places.draws.draws, True))
+        else:  # the first gradient is the momentum
+            self._run(places.draws.draws, False)
+            self.moves = True
 
-class _Step:
-    """Steps on batches of one size, of which each student has its own."""
-
-    def __init__(self, trainer: _Trainer, like: Draws) -> None:
-        """Make room for a step's draws."""
-        self.trainer = trainer
-        self.draws = PlacedDraws(like, trainer.theta.device)
-        self._moving = Captured(partial(self._run, True), trainer.graph)
-
-    def __call__(self, drawn: Draws) -> None:
-        """Take one."""
-        trainer = self.trainer
-        self.draws.put(drawn)
-        if trainer.moves or not trainer.recipe.momentum:
-            self._moving()
-        else:
-            self._run(False)
-            trainer.moves = True
-
-    def _run(self, moves: bool) -> None:
-        trainer, recipe = self.trainer, self.trainer.recipe
-        theta, velocity = trainer.theta, trainer.velocity
-        (rows,), parameters, _ = self.draws.draws
-        x, y = trainer.examples.pick(rows)
+    def _run(self, drawn: Draws, moves: bool) -> None:
+        """A step of SGD, in place."""
+        recipe, theta, velocity = self.recipe, self.theta, self.velocity
+        (rows,), parameters, _ = drawn
+        x, y = self.examples.pick(rows)
         if recipe.augment is not None and parameters is not None:
             x = recipe.augment.apply(x, parameters[0])
-        direction = _direction(trainer.student, theta, x, y, recipe.sharpness, trainer.direction)
+        direction = _direction(self.student, theta, x, y, recipe.sharpness, self.direction)
         if recipe.weight_decay:
             direction.add_(theta, alpha=recipe.weight_decay)
         if recipe.momentum and moves:
             direction = torch.add(direction, velocity, alpha=recipe.momentum, out=velocity)
         elif recipe.momentum:
             velocity.copy_(direction)
-        theta.sub_(trainer.lr * direction)
+        theta.sub_(self.lr * direction)
+
+
+class _Places:
+    """Where the draws of steps on batches of one size are put, and what is recorded of them."""
+
+    def __init__(self, like: Draws, trainer: _Trainer) -> None:
+        """Make room for a step's draws."""
+        self.draws = PlacedDraws(like, trainer.theta.device)
+        self.moving: Captured[None] = Captured(trainer.graph)
 
 
 def accuracy(student: Network, theta: Tensor, images: Images, labels: Tensor) -> Tensor:

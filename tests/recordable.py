@@ -66,14 +66,14 @@ class Recordable(Captured):
 
     made = []
 
-    def __init__(self, function, graph):
-        super().__init__(function, graph)
+    def __init__(self, graph):
+        super().__init__(graph)
         self.calls, self._places = 0, None
         self.made.append(self)
 
-    def __call__(self):
+    def __call__(self, function):
         with watched() as outside:
-            result = self._function()
+            result = function()
         self.calls += 1
         if self.calls > 1:
             self._places = self._places or outside

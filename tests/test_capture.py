@@ -1,5 +1,8 @@
 """What is recorded on a GPU, run plainly here: looks at nothing, stays in place, equal bits."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from problems import Problem, meta_gradients
@@ -145,18 +148,32 @@ def test_the_watch_sees_looks(look):
 
 def test_the_watch_sees_tensors_that_move():
     places = [torch.zeros(3)]
-    captured = Recordable(lambda: places[-1] + 1, graph=False)
+    captured = Recordable(graph=False)
     for _ in range(3):
-        captured()
+        captured(lambda: places[-1] + 1)
     places.append(torch.zeros(3))
     with pytest.raises(Moved, match="lie elsewhere"):
-        captured()
+        captured(lambda: places[-1] + 1)
 
 
 def test_without_a_gpu_a_captured_function_is_called():
-    calls = []
-    captured = Captured(lambda: calls.append(1) or len(calls), graph=False)
-    assert [captured(), captured(), captured()] == [1, 2, 3]
+    calls, captured = [], Captured(graph=False)
+    assert [captured(lambda: calls.append(1) or len(calls)) for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_matchers_memory_goes_with_it():
+    """At once, not when Python next looks for circles: it is most of what there is."""
+    p = Problem(convnet, steps=3)
+    matcher = TrajectoryMatcher(p.module, steps=3)
+    loss = matcher(**p.given(), draws=p.draws)
+    loss.backward()
+    memory = weakref.ref(matcher._last)
+    gc.disable()
+    try:
+        del matcher, loss
+        assert memory() is None
+    finally:
+        gc.enable()
 
 
 def test_the_latest_few_are_kept():

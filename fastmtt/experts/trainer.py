@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import fastmtt
+from fastmtt.at_once import together
 from fastmtt.data import DataSet
 from fastmtt.experts import unfinished
 from fastmtt.experts.store import TrajectoryStore
@@ -79,7 +80,7 @@ def train_experts(
     meta: Mapping[str, Any],
     *,
     experts: Sequence[int],
-    at_once: int,
+    at_once: int | None,
     seed: int,
 ) -> dict[int, float]:
     """Train experts by number and write each trajectory to the store.
@@ -95,7 +96,7 @@ def train_experts(
         recipe: how to train.
         meta: what to store beside them.
         experts: their numbers.
-        at_once: how many train side by side.
+        at_once: how many train side by side; None for what is fastest.
         seed: the run's seed.
 
     Returns:
@@ -108,7 +109,9 @@ def train_experts(
     student = make_student(make(), dataset.image_shape, precision=recipe.precision)
     examples = Examples(dataset.train_images, dataset.train_labels)
     begun = {e: _begin(store, e, make, seed, student.size, recipe.epochs) for e in experts}
-    groups = list(_groups(experts, begun, at_once))
+    if experts:
+        at_once = at_once or together(student, examples, recipe, len(experts))
+    groups = list(_groups(experts, begun, at_once or 1))
     steps = [recipe.steps(epoch, examples.count) for epoch in range(recipe.epochs)]
     left = sum(sum(steps[begun[group[0]].epochs :]) for group in groups)
     found: dict[int, float] = {}

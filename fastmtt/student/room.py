@@ -23,6 +23,10 @@ class Room:
                 self._tensors[key] = like.new_empty(shape)
         return self._tensors[key]
 
+    def clear(self) -> None:
+        """Give all memory back."""
+        self._tensors.clear()
+
     @property
     def bytes(self) -> int:
         """What all tensors take."""
