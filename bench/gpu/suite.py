@@ -1,0 +1,51 @@
+"""The tests that matter on a GPU, counted as they come."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.gpu.device import SMOKE
+from bench.gpu.results import Row
+from bench.machine import ROOT
+
+TESTS = ("tests/kernels", "tests/test_capture.py", "tests/test_matcher.py", "tests/ops")
+LEFT_OUT = ("tests/kernels/test_compiled_kernels.py", "tests/ops/test_instruction_sets.py")
+_OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+
+
+def run(folder: Path, seconds: float) -> Iterator[Row]:
+    """One row of counts, and one for each failure; pytest's own words go to ``tests.log``.
+
+    Args:
+        folder: of the results.
+        seconds: after which what has not run is left out.
+    """
+    tests = ["tests/test_compat.py"] if SMOKE else [t for t in TESTS if (ROOT / t).exists()]
+    command = [sys.executable, "-m", "pytest", *tests, "-v", "-rN", "--tb=short", "-m", "not slow"]
+    command += [f"--ignore={path}" for path in LEFT_OUT]
+    command += ["-p", "no:cacheprovider", "--color=no", "--maxfail=40"]
+    if importlib.util.find_spec("xdist") and not SMOKE:
+        command += ["-n", "8"]
+    log = folder / "tests.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait(seconds)
+            ended = {} if code in (0, 1) else {"failed": f"pytest ended with code {code}"}
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            process.wait()
+            ended = {"failed": f"cut off after {seconds:.0f} seconds"}
+    lines = log.read_text(errors="replace").splitlines()
+    outcomes = [(match[1], line) for line in lines if (match := _OUTCOME.search(line))]
+    counts = Counter(outcome for outcome, _ in outcomes)
+    yield {"table": "counts", **{name.lower(): n for name, n in counts.items()}, **ended}
+    for outcome, line in outcomes:
+        if outcome in ("FAILED", "ERROR"):
+            yield {"table": "failures", "failed": line[:200]}
