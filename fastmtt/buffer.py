@@ -21,7 +21,7 @@ from fastmtt.experts.store import TrajectoryStore, store_path
 from fastmtt.experts.trainer import description, identity, train_experts, versions
 from fastmtt.files import sole_user
 from fastmtt.ops import backends
-from fastmtt.options import BufferConfig, DistillConfig
+from fastmtt.options import BufferConfig, DistillConfig, idle_keys
 from fastmtt.options.base import CURRICULUM
 from fastmtt.progress import say
 from fastmtt.training import Recipe, Schedule, Sharpness
@@ -55,6 +55,12 @@ def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Rec
 def _schedule(config: BufferConfig | DistillConfig, dataset: DataSet) -> Schedule | None:
     """PAD's curriculum or fixed pruning, where an order of the images is named."""
     if config.sort_method is None:
+        if config.method == "pad":
+            warnings.warn(
+                "method is pad, but no sort_method orders the images: experts see all of them in "
+                "every epoch, without PAD's curriculum; fastmtt.scores makes an order",
+                stacklevel=2,
+            )
         return None
     classes = len(dataset.classes)
     order = read_order(config.sort_method, config.indices_path, dataset.train_labels, classes)
@@ -150,10 +156,17 @@ def _missing(store: TrajectoryStore, config: BufferConfig | DistillConfig) -> li
         ) from None
 
 
+def say_idle(config: BufferConfig | DistillConfig) -> None:
+    """Warn of each key that was set and has no effect."""
+    for sentence in idle_keys(config):
+        warnings.warn(sentence, stacklevel=3)
+
+
 @command
 def main(argv: list[str] | None = None) -> None:
     """Train what is missing of ``num_experts`` experts; a killed run goes on where it was."""
     config = parse("buffer", argv)
+    say_idle(config)
     with backends.use(config.backend):
         fill_store(config, load_data(config))
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from fastmtt.buffer import fill_store
+from fastmtt.buffer import fill_store, say_idle
 from fastmtt.command import command
 from fastmtt.config import parse
 from fastmtt.data import DataSet
@@ -142,6 +142,7 @@ def _asked(config: DistillConfig, store: Experts) -> list[int]:
 def main(argv: list[str] | None = None) -> None:
     """Train missing experts, distil, keep everything in one folder."""
     config = parse("distill", argv)
+    say_idle(config)
     config = settle(config)
     check_installed(config.logger)
     begin = time.perf_counter()

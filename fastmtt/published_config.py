@@ -122,10 +122,12 @@ def settle(entries: Sequence[Entry], known: Container[str], command: str) -> lis
     Raises:
         FastmttError: Keys name choices that this version does not have; all in one sentence.
     """
+    written = entries
+    entries = [entry.with_value(None) if _is_none(entry) else entry for entry in written]
     values = {entry.name: entry.value for entry in entries}
     kept, said = [], []
     lacking: dict[str, list[str]] = {}
-    for entry in entries:
+    for entry, as_written in zip(entries, written, strict=True):
         absent = _absent_choice(entry, values, known)
         if absent:
             lacking.setdefault(absent, []).append(f"{entry.name}: {entry.text}")
@@ -133,6 +135,8 @@ def settle(entries: Sequence[Entry], known: Container[str], command: str) -> lis
             said.append(f"{entry.place}{entry.name} is ignored: {reason}")
         else:
             ours, note = _as_ours(entry, values, known)
+            if _is_none(as_written):
+                note = "is the text None, taken as null"
             kept.append(ours)
             if note:
                 said.append(f"{entry.place}{entry.name} {note}")
@@ -154,6 +158,11 @@ def flag_value(text: str) -> Any:
         return yaml.safe_load(text) if len(text) < 100 else text
     except (yaml.YAMLError, ValueError):
         return text
+
+
+def _is_none(entry: Entry) -> bool:
+    """Python's None is text to YAML, and null to DATM's and PAD's programs, which read by yacs."""
+    return entry.value == "None"
 
 
 def _absent_choice(entry: Entry, values: dict[str, Any], known: Container[str]) -> str | None:

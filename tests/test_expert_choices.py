@@ -97,6 +97,21 @@ def test_a_curriculum_beyond_the_training_is_said(tmp_path, index, capsys):
         run(tmp_path / "ratio", f"{BUFFER} {index} --ratio 0.5")
 
 
+def test_pads_experts_without_an_order_are_said_where_any_are_trained(tmp_path, index):
+    with pytest.warns(UserWarning, match="no sort_method orders the images.*without PAD's curric"):
+        run(tmp_path / "none", f"{BUFFER} --method pad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(tmp_path / "all", f"{BUFFER} --method pad {index} {CURRICULUM}")
+        run(tmp_path / "datm", f"{BUFFER} --method datm")
+        distill.main(
+            f"{TINY} --method pad --loss_ratio 0.5 --max_start_epoch 2 --train_epochs 4 "
+            "--current_max_start_epoch 1 --expert_epochs 1 --syn_steps 2 --Iteration 0 "
+            f"--num_eval 1 --epoch_eval_train 1 --lr_img 1 --pix_init real --save_path {tmp_path} "
+            f"--buffer_path {tmp_path}/none".split()
+        )
+
+
 def test_fixed_pruning_is_stored_as_such(tmp_path, index):
     store = run(tmp_path, f"{BUFFER} {index} --ratio 0.5 --remove_strategy easy")
     made = store.meta(0)["recipe"]

@@ -124,6 +124,20 @@ def test_a_file_without_a_method_is_told_by_its_keys(
     assert behind_places(warned) == [f"names no method; taken as {method}: {sign}"]
 
 
+def test_none_is_null_as_yacs_reads_it(tmp_path: Path) -> None:
+    text = "Momentum_y: 0.9\nbatch_syn: None\nmax_files: None\ndevice: None\n"
+    with pytest.raises(FastmttError, match="line 4: device is null, wanted text"):
+        said("distill", written(tmp_path, text))
+    config, warned = said("distill", written(tmp_path, text.replace("device: None\n", "")))
+    assert config.batch_syn is None and config.method == "datm"
+    assert behind_places(warned)[:2] == [
+        "2: batch_syn is the text None, taken as null",
+        "3: max_files is ignored: null is what happens here anyway",
+    ]
+    config, warned = said("distill", ["--method", "pad", "--batch_syn", "None"])
+    assert (config.batch_syn, warned) == (None, ["batch_syn is the text None, taken as null"])
+
+
 def test_a_method_that_is_named_is_not_told(tmp_path: Path) -> None:
     argv = written(tmp_path, "Momentum_y: 0.9\nema_decay: 0.9\n")
     config, warned = said("distill", [*argv, "--method", "mtt"])

@@ -4,6 +4,7 @@ from fastmtt.options.base import BaseConfig, ExpertConfig
 from fastmtt.options.buffer import BufferConfig
 from fastmtt.options.distill import DistillConfig
 from fastmtt.options.evaluate import EvaluateConfig
+from fastmtt.options.idle import idle_keys
 from fastmtt.options.scores import ScoresConfig
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "EvaluateConfig",
     "ExpertConfig",
     "ScoresConfig",
+    "idle_keys",
 ]
