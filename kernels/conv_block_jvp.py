@@ -284,22 +284,22 @@ def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Conf
 def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
-        return [tile(max(area, 128), 8, 1, 8, 1)]
+        return [tile(max(area, 128), 8, 1, 16, 1)]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 
 _TILES = {
     "tf32": [
-        tile(256, 64, 32, 8, 2),
-        tile(256, 32, 32, 8, 2),
-        tile(128, 64, 32, 8, 2),
         tile(64, 64, 32, 4, 2),
+        tile(128, 64, 32, 8, 2),
+        tile(256, 32, 32, 8, 2),
+        tile(256, 64, 32, 8, 2),
     ],
     "bf16": [
-        tile(256, 64, 64, 8, 2),
-        tile(256, 32, 64, 8, 2),
-        tile(128, 64, 64, 8, 2),
         tile(64, 64, 64, 4, 2),
+        tile(128, 64, 64, 8, 2),
+        tile(256, 32, 64, 8, 2),
+        tile(256, 64, 64, 8, 2),
     ],
     "ieee": [tile(256, 16, 16, 8, 2, copy=16), tile(64, 32, 16, 8, 2, copy=16)],
 }

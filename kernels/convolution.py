@@ -339,13 +339,13 @@ _TILES: dict[str, Callable[[int], list[Config]]] = {  # by the channels of 128 b
     "sum": lambda k: [
         tile(128, 128, k, 8, 3),
         tile(128, 128, k, 8, 3, copy=16),
-        tile(128, 64, k, 4, 3),
+        tile(128, 64, k, 8, 3),
         tile(64, 32, k, 4, 3),
     ],
     "both": lambda k: [
+        tile(128, 64, k, 8, 3),
         tile(128, 128, k, 8, 2),
         tile(128, 128, k, 8, 2, copy=16),
-        tile(128, 64, k, 8, 3),
         tile(64, 32, k, 4, 3),
     ],
 }
