@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
+from fastmtt import budget
 from fastmtt.augment import DSA
 from fastmtt.command import command
 from fastmtt.config import parse
@@ -24,6 +25,8 @@ from fastmtt.ops import backends
 from fastmtt.options import BufferConfig, DistillConfig, idle_keys
 from fastmtt.options.base import CURRICULUM
 from fastmtt.progress import say
+from fastmtt.student import ConvNetStudent, make_student
+from fastmtt.student.zoo import make_network
 from fastmtt.training import Recipe, Schedule, Sharpness
 
 
@@ -103,7 +106,7 @@ def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet) -> Expert
     made_by = description(recipe, config.dsa_strategy, config.seed, config.held_out)
     store = TrajectoryStore(root, {**kind, "recipe": made_by})
     at_once = config.experts_at_once if isinstance(config, BufferConfig) else None
-    with _held(store):
+    with _held(store), _within_memory(config, dataset, recipe, at_once):
         missing = _missing(store, config)
         say(
             f"{root}: {config.num_experts - len(missing)} of {config.num_experts} experts are "
@@ -123,6 +126,36 @@ def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet) -> Expert
         mean = 100 * sum(scores.values()) / len(scores)
         say(f"{root}: {len(scores)} experts trained, test accuracy {mean:.1f} % on average")
     return store
+
+
+def _within_memory(
+    config: BufferConfig | DistillConfig, dataset: DataSet, recipe: Recipe, at_once: int | None
+) -> AbstractContextManager[None]:
+    """Say, where a GPU's memory ends, what it could hold."""
+    device, shape = dataset.train_images.device, dataset.image_shape
+    network = make_network(config.model, image_shape=shape, classes=len(dataset.classes))
+    if device.type == "cpu" or not isinstance(make_student(network, shape), ConvNetStudent):
+        return nullcontext()
+    batch_key = "batch_train" if isinstance(config, BufferConfig) else "expert_batch"
+
+    def predict(experts_at_once: int = at_once or 1, **batch: int) -> int:
+        student = make_student(network, shape, precision=config.precision)
+        assert isinstance(student, ConvNetStudent)
+        return budget.training(
+            student,
+            experts_at_once,
+            len(dataset.train_labels),
+            batch.get(batch_key, recipe.batch_size),
+            shape,
+            sharpness=recipe.sharpness is not None,
+        )
+
+    if at_once is not None:
+        budget.announce({"training": predict()}, device)
+    smaller = {"experts_at_once": budget.halves(at_once or 1)}
+    return budget.explained(
+        device, predict, {**smaller, batch_key: budget.halves(recipe.batch_size)}
+    )
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from typing import Any
 
+from fastmtt import budget
 from fastmtt.buffer import fill_store, say_idle
 from fastmtt.command import command
 from fastmtt.config import parse
@@ -24,7 +25,7 @@ from fastmtt.ops import backends
 from fastmtt.options import DistillConfig
 from fastmtt.progress import say
 from fastmtt.run import RunFolder, open_run, read_metrics, settle
-from fastmtt.student import make_student
+from fastmtt.student import ConvNetStudent, make_student
 from fastmtt.student.zoo import make_network
 
 
@@ -67,7 +68,8 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
         )
         with closing(logger):
             run.logger = logger
-            distillation.distil(store, run)
+            with _within_memory(distillation):
+                distillation.distil(store, run)
         left_out = sum("left_out" in record for record in read_metrics(run.path))
         if left_out:
             run.log(
@@ -78,6 +80,37 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
         run.save_json("summary.json", {**summary, "seconds": {**seconds, **summary["seconds"]}})
         if config.published is not None:
             run.log(f"published for this setting: {config.published} %")
+
+
+def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
+    """Say what a GPU's memory will have to hold; where it cannot, what it could."""
+    config, dataset, plan = distillation.config, distillation.dataset, distillation.plan
+    device, classes = dataset.train_images.device, len(dataset.classes)
+    if device.type == "cpu" or not isinstance(distillation.student, ConvNetStudent):
+        return nullcontext()
+
+    def student() -> ConvNetStudent:
+        made = make_student(distillation.network, dataset.image_shape, precision=config.precision)
+        assert isinstance(made, ConvNetStudent)
+        return made
+
+    def matching(
+        memory: int | None = config.memory,
+        segments: int = config.segments,
+        batch_syn: int | None = config.batch_syn,
+    ) -> int:
+        sizes = plan._replace(segments=segments, batch_size=batch_syn)
+        return budget.matching(student(), sizes, memory, classes, config.labels != "hard")
+
+    networks, batch, count = config.num_eval, config.batch_train, plan.n
+    evaluation = budget.training(student(), networks, count, batch, dataset.image_shape)
+    budget.announce({"matching": matching(), "evaluation": evaluation}, device)
+    smaller: dict[str, list[Any]] = {
+        "memory": [*budget.halves(config.memory or 0, 2**20), None] if config.memory else [],
+        "segments": budget.halves(config.segments),
+        "batch_syn": budget.halves(min(config.batch_syn or count, count)),
+    }
+    return budget.explained(device, matching, smaller)
 
 
 def _begin_or_go_on(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmtt import evaluation, synthetic
 from fastmtt.augment import DSA
-from fastmtt.batches import Draws, Plan
-from fastmtt.capture import Captured, sent
+from fastmtt.batches import Plan
+from fastmtt.capture import Captured
 from fastmtt.choices import Choices, make_choices
 from fastmtt.data import DataSet
 from fastmtt.environment import peak_memory_mb
@@ -21,9 +21,8 @@ from fastmtt.errors import FastmttError
 from fastmtt.experts.published import Experts
 from fastmtt.experts.trainer import identity, versions
 from fastmtt.interrupts import deferred
-from fastmtt.keep import but_first, but_smallest
 from fastmtt.labels import Labeller, correct_rows, logits, soft_labels
-from fastmtt.matching import Keep, TrajectoryMatcher
+from fastmtt.objective import Drawn, draw_iteration, make_matcher
 from fastmtt.options import DistillConfig
 from fastmtt.pace import Pace
 from fastmtt.progress import Meter
@@ -32,7 +31,6 @@ from fastmtt.selection import Selection
 from fastmtt.smoothing import MovingAverage
 from fastmtt.student import make_student
 from fastmtt.student.zoo import make_network
-from fastmtt.sweeps import Gradient
 
 OUTER_MOMENTUM = 0.5  # of the published optimisers of images and learning rate
 
@@ -60,17 +58,7 @@ class Distillation:
             None if config.no_aug else augment,
         )
         self.student = make_student(self.network, dataset.image_shape, precision=config.precision)
-        self.matcher = TrajectoryMatcher(
-            self.network,
-            steps=config.syn_steps,
-            batch_size=config.batch_syn,
-            gradient=_gradient(config),
-            augment=self.plan.augment,
-            keep=_keep(config, self.student.size),
-            precision=config.precision,
-            memory=config.memory,
-            graph=not config.no_graph,
-        )
+        self.matcher = make_matcher(config, self.network, self.student.size, self.plan.augment)
         self.protocol = evaluation.Protocol(
             config.model,
             config.num_eval,
@@ -84,7 +72,7 @@ class Distillation:
         self._learn()
         self.iteration, self.evaluated = 0, False
         self.ahead = self.set.images.is_cuda  # draw an iteration while the last one is computed
-        self._drawn: _Drawn | None = None
+        self._drawn: Drawn | None = None
         meta = {
             **identity(dataset, config.model),
             "classes": list(dataset.classes),
@@ -144,7 +132,7 @@ class Distillation:
     def step(self) -> float:
         """One outer iteration: match ``segments`` segments, update what is learned."""
         begin = time.perf_counter()
-        drawn = self._draw()
+        drawn = self._draw(self.iteration)
         if self.config.labels == "teacher":
             self.set.labels = logits(self.student, drawn.target[0], self.set.images.detach())
         matched = self.matcher(
@@ -306,14 +294,18 @@ class Distillation:
             return not config.skip_first_eva
         return self.iteration % config.eval_it == 0 and self.iteration < config.Iteration
 
-    def _draw(self, iteration: int | None = None) -> _Drawn:
-        """An iteration's choices, this one's unless said otherwise; drawn once."""
-        iteration = self.iteration if iteration is None else iteration
+    def _draw(self, iteration: int) -> Drawn:
+        """An iteration's choices, drawn once."""
         if self._drawn is None or self._drawn.iteration != iteration:
-            before = self.choices.state()
-            start, target = self._segments(iteration)
-            draws = self.choices.batches(iteration, self.plan)
-            self._drawn = _Drawn(iteration, before, start, target, draws)
+            self._drawn = draw_iteration(
+                self.config,
+                self.choices,
+                self.plan,
+                self.store,
+                self.experts,
+                iteration,
+                self.set.images,
+            )
         return self._drawn
 
     def _undrawn(self) -> dict[str, Any]:
@@ -321,18 +313,6 @@ class Distillation:
         drawn = self._drawn
         ahead = drawn is not None and drawn.iteration == self.iteration
         return drawn.before if drawn and ahead else self.choices.state()
-
-    def _segments(self, iteration: int) -> tuple[Tensor, Tensor]:
-        config = self.config
-        segments = self.choices.segments(
-            iteration, config.segments, self.experts, *config.start_epochs(iteration)
-        )
-        pairs = [
-            self.store.segment(expert, epoch, epoch + config.expert_epochs)
-            for expert, epoch in segments
-        ]
-        start, target = (torch.stack(rows) for rows in zip(*pairs, strict=True))
-        return sent(start, self.set.images), sent(target, self.set.images)
 
     def _set_of(self, line: str) -> synthetic.Synthetic:
         """The learned set, or the one whose images are averaged."""
@@ -378,28 +358,6 @@ class Distillation:
                 f"(the best set so far is in {self.run.path})"
             )
         return loss, lr
-
-
-class _Drawn(NamedTuple):
-    """An iteration's choices, and the state of what chose before it did."""
-
-    iteration: int
-    before: dict[str, Any]
-    start: Tensor
-    target: Tensor
-    draws: Draws
-
-
-def _gradient(config: DistillConfig) -> Gradient:
-    return config.gradient if isinstance(config.gradient, str) else ("truncated", config.gradient)
-
-
-def _keep(config: DistillConfig, size: int) -> Keep | None:
-    if config.keep == "loss" and config.loss_ratio:
-        return but_smallest(config.loss_ratio)
-    if config.keep == "depth" and config.depth_ratio:
-        return but_first(config.depth_ratio, size)
-    return None
 
 
 def _set_momentum(optimiser: torch.optim.Optimizer, momentum: Tensor) -> None:

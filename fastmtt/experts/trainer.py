@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 import fastmtt
+from fastmtt import budget
 from fastmtt.at_once import together
 from fastmtt.data import DataSet
 from fastmtt.experts import unfinished
@@ -21,7 +22,7 @@ from fastmtt.experts.unfinished import Unfinished
 from fastmtt.interrupts import deferred
 from fastmtt.pace import Pace
 from fastmtt.progress import Meter
-from fastmtt.student import Student, initial_weights, make_student
+from fastmtt.student import ConvNetStudent, Student, initial_weights, make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.training import Examples, Recipe, accuracy, train
 
@@ -110,7 +111,7 @@ def train_experts(
     examples = Examples(dataset.train_images, dataset.train_labels)
     begun = {e: _begin(store, e, make, seed, student.size, recipe.epochs) for e in experts}
     if experts:
-        at_once = at_once or together(student, examples, recipe, len(experts))
+        at_once = at_once or _chosen(student, examples, recipe, len(experts))
     groups = list(_groups(experts, begun, at_once or 1))
     steps = [recipe.steps(epoch, examples.count) for epoch in range(recipe.epochs)]
     left = sum(sum(steps[begun[group[0]].epochs :]) for group in groups)
@@ -139,6 +140,17 @@ def train_experts(
                     unfinished.discard(store, expert)
             meter.note = f"test accuracy {100 * float(scores.mean()):.1f} %"
     return found
+
+
+def _chosen(student: Student, examples: Examples, recipe: Recipe, most: int) -> int:
+    """How many train side by side where nobody says; on a GPU with the memory that is to take."""
+    count = together(student, examples, recipe, most)
+    if isinstance(student, ConvNetStudent) and examples.images.device.type != "cpu":
+        sizes = (count, examples.count, recipe.batch_size, examples.image_shape)
+        needed = budget.training(student, *sizes, sharpness=recipe.sharpness is not None)
+        budget.announce({"training": needed}, examples.images.device)
+        student.room.clear()
+    return count
 
 
 def _begin(

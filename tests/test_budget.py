@@ -1,0 +1,142 @@
+"""Predicted memory against the tensors that runs hold."""
+
+from dataclasses import replace
+
+import in_memory
+import pytest
+import torch
+
+from fastmtt import FastmttError, TrajectoryMatcher, batches, budget, buffer, distill
+from fastmtt.batches import Plan
+from fastmtt.config import parse
+from fastmtt.distillation import Distillation
+from fastmtt.student import Room, make_student
+from fastmtt.student.zoo import make_network
+from fastmtt.training import Examples, Recipe, Sharpness, accuracy, train
+
+SHAPE = (3, 16, 16)
+
+
+def network():
+    return make_network("ConvNetD2W16", image_shape=SHAPE, classes=3)
+
+
+@pytest.fixture
+def unpadded(monkeypatch):
+    """Rows as a CPU has them, and no scratch, as on a GPU."""
+    monkeypatch.setattr("fastmtt.sweeps._ALIGNED", 1)
+    monkeypatch.setattr(Room, "scratch", lambda *_: torch.empty(0, dtype=torch.uint8))
+
+
+def storage(t):
+    return t.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("memory", [None, 200_000, 10**8])
+@pytest.mark.parametrize("segments", [1, 3])
+def test_matching_holds_what_is_predicted(memory, segments, unpadded):
+    plan = Plan(5, segments, 10, 4, SHAPE, None)
+    predicted = budget.matching(make_student(network(), SHAPE), plan, memory, 3, soft=True)
+    matcher = TrajectoryMatcher(network(), steps=5, batch_size=4, memory=memory)
+    size = sum(p.numel() for p in network().parameters())
+    images, labels = torch.randn(10, *SHAPE), torch.rand(10, 3).softmax(-1)
+    images.requires_grad_()
+    labels.requires_grad_()
+    start = 0.1 * torch.randn(segments, size)
+    draws = batches.draw(seed=0, **plan._asdict())
+    matcher(start, start + 0.1, images, labels, torch.tensor(0.1), draws=draws).backward()
+    it = matcher._last
+    record = it.record
+    held = [record.thetas, record.gradients, record.adjoint, record.hv, it.goal]
+    sweeps = sum(map(storage, held)) + sum(tape.room.bytes for tape in record.tapes)
+    sweeps += matcher._room.bytes
+    around = storage(it.inputs.start) + storage(it.inputs.target) + storage(it.inputs.images)
+    assert sweeps + around <= predicted
+    # beside that: a few vectors of weights, and a step's and the set's images
+    images_in_passing = 4 * 3 * 16 * 16 * (4 * segments * 4 + 4 * 10)
+    assert predicted == sweeps + 6 * 4 * segments * size + images_in_passing
+
+
+@pytest.mark.parametrize("students", [1, 4])
+def test_training_holds_what_is_predicted(students, unpadded):
+    predicted = budget.training(make_student(network(), SHAPE), students, 300, 128, SHAPE)
+    student = make_student(network(), SHAPE)
+    examples = Examples(torch.randn(300, *SHAPE), torch.randint(3, (300,)))
+    theta = 0.1 * torch.randn(students, student.size)
+    recipe, members = Recipe(1, 128, 0.1, 0.9), range(students)
+    trained = train(student, theta, examples, recipe, seed=0, what="x", members=members)
+    trained_alone = student.room.bytes
+    accuracy(student, trained, examples.images[:128], examples.labels[:128])
+    rest = 5 * storage(theta) + 4 * 3 * 16 * 16 * 3 * students * 128
+    assert trained_alone > 10**6
+    assert predicted == trained_alone + rest
+
+
+def test_the_main_settings_on_a_gpu():
+    """By the sizes of the standard ConvNet; 128 channels of 32 x 32 are half a megabyte."""
+    net = make_network("ConvNet", image_shape=(3, 32, 32), classes=10)
+    plan = Plan(80, 1, 100, 100, (3, 32, 32), None)
+    taken = budget.matching(make_student(net, (3, 32, 32)), plan, None, 10, soft=False)
+    weights = 161 * 4 * 320_032  # padded to 128 bytes
+    planes = 100 * 2**19
+    assert weights + 3 * planes < taken < weights + 8 * planes
+
+
+def predict(memory=8, segments=4):
+    return 10**9 * memory * segments
+
+
+def test_advice_names_the_largest_that_fit():
+    choices = {"memory": [4, 1], "segments": budget.halves(4)}
+    told = budget.advice(20 * 10**9, predict, choices)
+    assert "predicted 29.8 GiB of 18.6 GiB; would fit: memory 4 (14.9 GiB), segments 2" in told
+    assert "nothing smaller of this run would fit" in budget.advice(10**9, predict, choices)
+
+
+def test_want_of_memory_becomes_a_sentence(monkeypatch):
+    monkeypatch.setattr(budget, "_total", lambda device: 20 * 10**9)
+    with (
+        pytest.raises(FastmttError, match="out of the GPU's memory: predicted 29.8 GiB"),
+        budget.explained(torch.device("cpu"), predict, {}),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_halves():
+    assert budget.halves(10) == [5, 2, 1] and budget.halves(1) == [] and budget.halves(9, 3) == [4]
+
+
+def test_on_a_cpu_nothing_is_announced(capsys):
+    budget.announce({"matching": 10**9}, torch.device("cpu"))
+    assert not any(capsys.readouterr())
+
+
+def nowhere(dataset):
+    """A data set on a device that is no CPU."""
+    return replace(dataset, train_images=dataset.train_images.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "would"),
+    [
+        (dict(segments=8), r"would fit: segments \d.*batch_syn \d"),
+        (dict(ipc=4), r"would fit: batch_syn \d"),
+    ],
+)
+def test_a_distillation_says_what_would_fit(keys, would, tmp_path, monkeypatch):
+    config = in_memory.configured("mtt", model="ConvNetD1W8", **keys)
+    run = Distillation(config, in_memory.make_dataset(dtype=torch.float32))
+    run.dataset = nowhere(run.dataset)
+    monkeypatch.setattr(budget, "_total", lambda device: 10**9)
+    with pytest.raises(FastmttError, match=would), distill._within_memory(run):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_experts_say_what_would_fit(monkeypatch):
+    config = parse("buffer", ["--model", "ConvNetD1W8", "--batch_train", "32"])
+    dataset = nowhere(in_memory.make_dataset(dtype=torch.float32))
+    recipe = Recipe(1, 32, 0.1, sharpness=Sharpness(0.1, 0.4))
+    monkeypatch.setattr(budget, "_total", lambda device: 10**9)
+    within = buffer._within_memory(config, dataset, recipe, 8)
+    with pytest.raises(FastmttError, match=r"experts_at_once 4 .*"), within:
+        raise torch.OutOfMemoryError("CUDA out of memory")
