@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         graph=not config.no_graph,
     )
     folder = subject.file.parent
-    with backends.use(config.backend):
+    with backends.use(config.backend, config.precision):
         dataset = load_data(config)
         synthetic = load_set(asked, subject, dataset)
         for name in networks:  # whether there are all of them, before the first is trained

@@ -131,7 +131,7 @@ class Recipe:
     augment: DSA | None = None
     sharpness: Sharpness | None = None
     schedule: Schedule | None = None
-    precision: str = "fp32"
+    precision: str | None = None
     graph: bool = True
 
     def steps(self, epoch: int, count: int) -> int:
