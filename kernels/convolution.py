@@ -344,7 +344,7 @@ _TILES: dict[str, Callable[[int], list[Config]]] = {  # by the channels of 128 b
         tile(128, 128, k, 8, 3),
         tile(128, 128, k, 8, 3, copy=16),
         tile(128, 64, k, 8, 3),
-        tile(64, 32, k, 4, 3),
+        tile(64, 32, k, 4, 3, capability=90),
     ],
     "both": lambda k: [
         tile(128, 64, k, 8, 3),
