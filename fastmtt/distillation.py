@@ -21,7 +21,7 @@ from fastmtt.errors import FastmttError
 from fastmtt.experts.published import Experts
 from fastmtt.experts.trainer import identity, versions
 from fastmtt.interrupts import deferred
-from fastmtt.labels import Labeller, correct_rows, logits, soft_labels
+from fastmtt.labels import Labeller, correct_rows, logits, of_views, soft_labels
 from fastmtt.objective import Drawn, draw_iteration, make_matcher
 from fastmtt.options import DistillConfig
 from fastmtt.pace import Pace
@@ -42,8 +42,9 @@ class Distillation:
         """Set everything up as it is before iteration 0, but for what experts give."""
         self.config, self.dataset = config, dataset
         self.choices: Choices = make_choices(config.rng, config.seed)
+        parametrisation = config.parametrisation
         self.set = synthetic.start(
-            dataset, config.ipc, config.pix_init, config.lr_teacher, self.choices
+            dataset, config.ipc, config.pix_init, config.lr_teacher, self.choices, parametrisation
         )
         self.network = make_network(
             config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
@@ -56,9 +57,10 @@ class Distillation:
             config.batch_syn,
             dataset.image_shape,
             None if config.no_aug else augment,
+            parametrisation,
         )
         self.student = make_student(self.network, dataset.image_shape, precision=config.precision)
-        self.matcher = make_matcher(config, self.network, self.student.size, self.plan.augment)
+        self.matcher = make_matcher(config, self.network, self.student.size, self.plan)
         self.protocol = evaluation.Protocol(
             config.model,
             config.num_eval,
@@ -88,12 +90,16 @@ class Distillation:
         """Start images and labels from experts, where the configuration wants that."""
         config, made = self.config, self.set
         if config.pix_init == "samples_predicted_correctly":
-            rows = correct_rows(self.dataset, config.ipc, self.choices, labeller)
-            made.images = self.dataset.train_images[rows.to(made.images.device)].clone()
+            ipc = config.ipc * made.parametrisation.cells
+            rows = correct_rows(self.dataset, ipc, self.choices, labeller)
+            rows = rows.to(made.images.device)
+            made.images = synthetic.assembled(self.dataset, rows, made.parametrisation)
         if config.labels == "soft":
             if config.pix_init == "real":  # the published program asks one expert only, then
                 labeller = labeller.first()
-            made.labels = soft_labels(made.images.detach(), made.labels, labeller)
+            made.labels = soft_labels(
+                made.images.detach(), made.labels, labeller, made.parametrisation
+            )
         self._learn()
 
     def distil(self, store: Experts, run: RunFolder) -> None:
@@ -134,7 +140,9 @@ class Distillation:
         begin = time.perf_counter()
         drawn = self._draw(self.iteration)
         if self.config.labels == "teacher":
-            self.set.labels = logits(self.student, drawn.target[0], self.set.images.detach())
+            views = self.set.parametrisation.views(self.set.images.detach())
+            found = logits(self.student, drawn.target[0], views)
+            self.set.labels = of_views(found, self.set.parametrisation)
         matched = self.matcher(
             drawn.start,
             drawn.target,
@@ -213,7 +221,8 @@ class Distillation:
                 )
         try:
             self._check_shapes(tensors)
-            self.set = synthetic.Synthetic(*(tensors[n] for n in ("images", "labels", "lr")))
+            kept = {name: tensors[name] for name in self.set.tensors()}
+            self.set = self.set.with_tensors(**kept)
             self._learn()
             for name, optimiser in self.optimisers.items():
                 if f"momentum_{name}" in tensors:

@@ -220,7 +220,8 @@ def _check_space(folder: Path, dataset: DataSet) -> None:
 
 
 def _check_fits(file: Path, dataset: DataSet, synthetic: Synthetic) -> None:
-    shape, labels, classes = tuple(synthetic.images.shape[1:]), synthetic.labels, dataset.classes
+    shape = synthetic.parametrisation.image_shape(tuple(synthetic.images.shape[1:]))
+    labels, classes = synthetic.labels, dataset.classes
     soft = labels.is_floating_point()
     fits = labels.shape[1] == len(classes) if soft else int(labels.max()) < len(classes)
     if shape != dataset.image_shape or not fits:

@@ -235,7 +235,11 @@ def evaluate_distilled(
 
 
 def _examples(synthetic: Synthetic) -> Examples:
-    return Examples(synthetic.images.detach(), synthetic.targets.detach())
+    return Examples(
+        synthetic.images.detach(),
+        synthetic.targets.detach(),
+        parametrisation=synthetic.parametrisation,
+    )
 
 
 def evaluate_random(

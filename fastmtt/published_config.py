@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -54,23 +54,16 @@ class _Absent:
     Attributes:
         choice: What it is and whose.
         same: Values that ask for what happens here anyway.
-        switch: A key, and the value it has where no file sets it; where it is false the row's key
-            has no effect.
     """
 
     choice: str
-    same: tuple[Any, ...] = field(default=())
-    switch: tuple[str, bool] | None = None
+    same: tuple[Any, ...]
 
 
-_TEXTURE = "MTT's textures"
 _STAGES = _Absent("PDD's stages", (1,))
 _PRUNED = "PDD's pruned experts"
 
 _ABSENT = {
-    "texture": _Absent(_TEXTURE, (False,)),
-    "canvas_size": _Absent(_TEXTURE, (), ("texture", False)),
-    "canvas_samples": _Absent(_TEXTURE, (), ("texture", False)),
     "eval_mode": _Absent("evaluation on several networks, which evaluate has", ("S",)),
     "max_files": _Absent("a number of files of ten experts, for which max_experts stands", (None,)),
     "loss_type": _Absent("TESLA's other losses of experts", ("ce",)),
@@ -128,7 +121,7 @@ def settle(entries: Sequence[Entry], known: Container[str], command: str) -> lis
     kept, said = [], []
     lacking: dict[str, list[str]] = {}
     for entry, as_written in zip(entries, written, strict=True):
-        absent = _absent_choice(entry, values, known)
+        absent = _absent_choice(entry, known)
         if absent:
             lacking.setdefault(absent, []).append(f"{entry.name}: {entry.text}")
         elif reason := _reason(entry, values, known, command):
@@ -165,9 +158,9 @@ def _is_none(entry: Entry) -> bool:
     return entry.value == "None"
 
 
-def _absent_choice(entry: Entry, values: dict[str, Any], known: Container[str]) -> str | None:
+def _absent_choice(entry: Entry, known: Container[str]) -> str | None:
     row = _ABSENT.get(entry.name)
-    if entry.name in known or row is None or entry.value in row.same or _off(row, values):
+    if entry.name in known or row is None or entry.value in row.same:
         return None
     return row.choice
 
@@ -187,8 +180,6 @@ def _reason(
     row = _ABSENT.get(entry.name)
     if row is None:
         return _IGNORED.get(entry.name)
-    if row.switch and _off(row, values):
-        return f"it has an effect with {row.switch[0]} only"
     return f"{entry.text or 'empty'} is what happens here anyway"
 
 
@@ -224,7 +215,3 @@ def _growing_note(values: dict[str, Any]) -> str:
 
 def _learns_labels(values: Container[str]) -> bool:
     return "method" not in values and method_of(values)[0] != "mtt"
-
-
-def _off(row: _Absent, values: dict[str, Any]) -> bool:
-    return row.switch is not None and values.get(*row.switch) is False

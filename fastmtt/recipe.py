@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from fastmtt.augment import DSA
+from fastmtt.parametrisation import PIXELS, Pixels
 
 
 class Images(Protocol):
@@ -42,11 +43,13 @@ class Examples:
         images: [n,C,H,W], or a tensor [S,n,C,H,W].
         labels: int64 [n] or probabilities [n,K], or the same with S in front.
         shared: whether all students see one set.
+        parametrisation: what training images are made of, where ``images`` are stored ones.
     """
 
     images: Images
     labels: Tensor
     shared: bool = True
+    parametrisation: Pixels = PIXELS
 
     @property
     def count(self) -> int:
@@ -55,11 +58,11 @@ class Examples:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return tuple(self.images.shape[-3:])
+        """A training image's (C, H, W)."""
+        return self.parametrisation.image_shape(tuple(self.images.shape[-3:]))
 
     def pick(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Each student's rows [S,b]: images [S,b,C,H,W] and labels [S,b] or [S,b,K]."""
+        """Each student's rows [S,b]: stored images [S,b,...] and labels [S,b] or [S,b,K]."""
         if self.shared:
             return self.images[rows], self.labels[rows]
         students = torch.arange(len(rows), device=rows.device)[:, None]
@@ -69,7 +72,7 @@ class Examples:
         """The same for some of the students."""
         if self.shared:
             return self
-        return Examples(self.images[students], self.labels[students], shared=False)
+        return replace(self, images=self.images[students], labels=self.labels[students])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ class Given:
     """What the programs are given.
 
     `segment(it, low, high)` tells an iteration's expert and start epoch, `permutations(it)` its
-    orders of the set, `augment(it, step, x)` augments a batch.
+    orders of the set, `augment(it, step, x)` augments a batch, `windows(it, step, stored, labels)`
+    makes one of stored images.
     """
 
     network: nn.Module
@@ -28,6 +29,9 @@ class Given:
     segment: Callable[[int, int, int], tuple[int, int]]
     permutations: Callable[[int], Iterator[Tensor]]
     augment: Callable[[int, int, Tensor], Tensor] = lambda it, step, x: x
+    windows: Callable[[int, int, Tensor, Tensor], tuple[Tensor, Tensor]] = (
+        lambda it, step, stored, labels: (stored, labels)
+    )
 
     def pair(self, it: int, low: int, high: int, epochs: int) -> tuple[Tensor, Tensor]:
         expert, epoch = self.segment(it, low, high)
@@ -54,6 +58,16 @@ def logits(network, theta, x):
     return functional_call(network, weights, (x,))
 
 
+def roll_and_cut(canvases, offsets, height, width):
+    """MTT's windows: each canvas rolled by its offsets down and right, its first corner taken."""
+    return torch.stack(
+        [
+            torch.roll(canvas, (down, right), (1, 2))[:, :height, :width]
+            for canvas, (down, right) in zip(canvases, offsets, strict=True)
+        ]
+    )
+
+
 def cross_entropy(outputs, labels):
     return -outputs.log_softmax(1)[torch.arange(len(labels)), labels].mean()
 
@@ -75,8 +89,8 @@ def mtt(given, o, iterations=3, decay=None):
         start, target = given.pair(it, o.min_start_epoch, o.max_start_epoch, o.expert_epochs)
         theta = leaf(start)
         for step, rows in enumerate(given.batches(it, o)):
-            x = given.augment(it, step, images[rows])
-            loss = cross_entropy(logits(given.network, theta, x), given.labels[rows])
+            x, y = given.windows(it, step, images[rows], given.labels[rows])
+            loss = cross_entropy(logits(given.network, theta, given.augment(it, step, x)), y)
             theta = theta - lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
         matched = ((theta - target) ** 2).sum() / ((start - target) ** 2).sum()
         images_gradient, lr_gradient = torch.autograd.grad(matched, (images, lr))
@@ -142,9 +156,9 @@ def datm(given, o, iterations=3, keep=lambda distances: distances == distances):
     for it in range(iterations):
         start, target = given.pair(it, o.min_start_epoch, grown(it, o), o.expert_epochs)
         theta = leaf(start)
-        for rows in given.batches(it, o):
-            outputs = logits(given.network, theta, images[rows])
-            loss = soft_cross_entropy(outputs, labels[rows])
+        for step, rows in enumerate(given.batches(it, o)):
+            x, y = given.windows(it, step, images[rows], labels[rows])
+            loss = soft_cross_entropy(logits(given.network, theta, x), y)
             theta = theta - lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
         distances = (theta - target) ** 2
         kept = keep(distances.detach())

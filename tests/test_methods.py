@@ -10,7 +10,7 @@ from compare import assert_close
 from test_commands import failing
 from tolerances import ROUNDING_32
 
-from fastmtt import buffer, distill
+from fastmtt import buffer, distill, evaluate
 from fastmtt.data import load
 from fastmtt.experts.store import TrajectoryStore
 from fastmtt.methods import METHODS
@@ -61,6 +61,15 @@ def test_every_method_learns_something_finite(tmp_path, method, capsys):
     if method == "ftd":
         average, _ = load_synthetic(run / "distilled_ema_last.safetensors")
         assert not torch.equal(average.images, last.images) and torch.equal(average.lr, last.lr)
+
+
+def test_textures_are_distilled_and_evaluated(tmp_path):
+    run = distilled(tmp_path, "mtt", "--texture --canvas_samples 3")
+    last, _ = load_synthetic(run / "distilled_last.safetensors")
+    assert last.images.shape == (20, 1, 16, 16)
+    assert last.parametrisation.describe() == {"kind": "canvas", "size": 2, "samples": 3}
+    evaluate.main([str(run), "--num_eval", "1", "--epoch_eval_train", "5"])
+    assert records(run)[-1]["evaluated"] == "distilled set (best)"
 
 
 OTHER = "--Initialize_Label_With_Another_Model true --Initialize_Label_Model ConvNetD1W6"
