@@ -28,6 +28,7 @@ _IGNORED = {
     "record_loss": "every loss is recorded in metrics.jsonl",
     "force_save": "images are saved at every evaluation, however many there are",
     "load_all": "trajectories are read in place, without loading their files",
+    "use-random-pruning": "experts are pruned where sparse_ratio is above 0",
     "save_interval": "every expert has a file of its own",
     "Initialize_Label_Model_Dir": "no published program reads it; buffer_path is searched",
     **dict.fromkeys(
@@ -38,10 +39,12 @@ _IGNORED_BY_EVALUATE = {
     "lr_teacher": "the published evaluation does not read it; lr sets the learning rate",
     "no_aug": "evaluation augments by dsa alone",
 }
-# Keys by the names they had in DATM's first files.
+# Keys by other names: those of DATM's first files, PDD's.
 _RENAMED = {
     "Initial_Step": "current_max_start_epoch",
     "learn_end_epoch": "expansion_end_epoch",
+    "sparse-ratio": "sparse_ratio",
+    "override_epoch_eval_train": "epoch_eval_train",
 }
 _EMPTY_IS_NULL = ("Initialize_Label_Model", "sort_method")
 _GROWING = ("current_max_start_epoch", "expansion_end_epoch")
@@ -60,19 +63,13 @@ class _Absent:
     same: tuple[Any, ...]
 
 
-_STAGES = _Absent("PDD's stages", (1,))
-_PRUNED = "PDD's pruned experts"
-
 _ABSENT = {
     "eval_mode": _Absent("evaluation on several networks, which evaluate has", ("S",)),
     "max_files": _Absent("a number of files of ten experts, for which max_experts stands", (None,)),
     "loss_type": _Absent("TESLA's other losses of experts", ("ce",)),
     "random_trajectory": _Absent("TESLA's random trajectories", (False,)),
-    "num_intervals": _STAGES,
-    "start_interval": _STAGES,
+    "start_interval": _Absent("PDD's later first stage, for which resume stands", (1,)),
     "start_sampling_epoch": _Absent("PDD's first epoch, for which min_start_epoch stands", (0,)),
-    "use-random-pruning": _Absent(_PRUNED, (False,)),
-    "sparse-ratio": _Absent(_PRUNED, (0,)),
 }
 
 
@@ -192,7 +189,7 @@ def _as_ours(entry: Entry, values: dict[str, Any], known: Container[str]) -> tup
         )
     if name in _RENAMED and _RENAMED[name] in known:
         ours = entry.renamed(_RENAMED[name])
-        return ours, f"is taken as {ours.name}, its later name{_growing_note(values)}"
+        return ours, f"is taken as {ours.name}, its name here{_growing_note(values)}"
     if name == "teacher_label" and value is True and "labels" in known:
         return entry.renamed("labels").with_value("teacher"), "is taken as labels: teacher"
     if name in _EMPTY_IS_NULL and not entry.text and (value == "" or not entry.file):

@@ -123,6 +123,10 @@ class Recipe:
         schedule: which examples an epoch sees, or None for all.
         precision: what the student is to be made with (``make_student``).
         graph: whether steps on a GPU are recorded as CUDA graphs where they can be.
+        sparse_ratio: share of an expert's convolution weights that is pruned.
+        milestones: numbers of epochs done at which lr is multiplied by ``gamma``, the momentum
+            kept.
+        gamma: see ``milestones``.
     """
 
     epochs: int
@@ -136,6 +140,9 @@ class Recipe:
     schedule: Schedule | None = None
     precision: str = "fp32"
     graph: bool = True
+    sparse_ratio: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.2
 
     def steps(self, epoch: int, count: int) -> int:
         """Steps an epoch takes over so many examples."""

@@ -100,7 +100,10 @@ def train(
     )
     if trainer.theta.is_cuda:
         drawn = draws.ahead(drawn)
+    trainer.lr.mul_(recipe.gamma ** sum(epochs_done > passed for passed in recipe.milestones))
     for epoch, of_epoch in zip(epochs, drawn, strict=True):
+        if epoch in recipe.milestones:
+            trainer.lr.mul_(recipe.gamma)
         for _ in trainer.epoch(of_epoch):
             if after_step is not None:
                 after_step()

@@ -80,8 +80,8 @@ def leaf(tensor):
     return tensor.detach().clone().requires_grad_()
 
 
-def mtt(given, o, iterations=3, decay=None):
-    """MTT; and FTD's average of the images with its decay."""
+def mtt(given, o, iterations=3, decay=None, frozen=0, keep=None):
+    """MTT; FTD's average with its decay; PDD's first rows, which stay; PAD's choice of weights."""
     images, lr = leaf(given.images), leaf(torch.tensor(given.lr, dtype=torch.float64))
     images_velocity = lr_velocity = 0.0
     average = given.images.clone()
@@ -92,8 +92,11 @@ def mtt(given, o, iterations=3, decay=None):
             x, y = given.windows(it, step, images[rows], given.labels[rows])
             loss = cross_entropy(logits(given.network, theta, given.augment(it, step, x)), y)
             theta = theta - lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
-        matched = ((theta - target) ** 2).sum() / ((start - target) ** 2).sum()
+        distances = (theta - target) ** 2
+        kept = slice(None) if keep is None else keep(distances.detach())
+        matched = distances[kept].sum() / ((start - target) ** 2)[kept].sum()
         images_gradient, lr_gradient = torch.autograd.grad(matched, (images, lr))
+        images_gradient[:frozen] = 0
         images_velocity = 0.5 * images_velocity + images_gradient
         lr_velocity = 0.5 * lr_velocity + lr_gradient
         images = leaf(images - o.lr_img * images_velocity)
@@ -103,6 +106,22 @@ def mtt(given, o, iterations=3, decay=None):
             average = decay * average + (1 - decay) * images.detach()
             learned["average"] = average
         yield learned
+
+
+def sgd(network, theta, x, y, lr, orders, batch, *, momentum=0.0, decay=0.0, drop_after=None):
+    """Weights after each epoch; behind one of them a tenth of the rate, and no momentum yet."""
+    velocity, after = 0.0, []
+    for epoch, order in enumerate(orders):
+        for begin in range(0, len(order), batch):
+            rows, at = order[begin : begin + batch], leaf(theta)
+            loss = cross_entropy(logits(network, at, x[rows]), y[rows])
+            gradient = torch.autograd.grad(loss, at)[0] + decay * theta
+            velocity = momentum * velocity + gradient
+            theta = theta - lr * velocity
+        if epoch == drop_after:
+            lr, velocity = 0.1 * lr, 0.0
+        after.append(theta)
+    return after
 
 
 def tesla(given, o, iterations=3, *, factor, teacher):

@@ -48,7 +48,7 @@ def given_to(run, **others):
     """What the program is given: the run's start, its experts and its draws as data."""
 
     def permutations(it):
-        stream = draws.stream(run.config.seed, "batch", it, 0)
+        stream = draws.stream(run.stage.seed(run.config.seed), "batch", it, 0)
         while True:
             yield torch.from_numpy(stream.permutation(len(run.set.images)))
 

@@ -39,13 +39,14 @@ def records(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_something_finite(tmp_path, method, capsys):
-    more = {"tesla": "--labels teacher", "pad": "--loss_ratio 0.3"}.get(method, "")
+    own = {"tesla": "--labels teacher", "pad": "--loss_ratio 0.3", "pdd": "--num_intervals 2"}
+    more = own.get(method, "")
     run = distilled(tmp_path, method, more)
     last, _ = load_synthetic(run / "distilled_last.safetensors")
     found = records(run)
     losses = [record["loss"] for record in found if "loss" in record]
     rates = [record["lr"] for record in found if "loss" in record]
-    assert len(losses) == 4 and all(loss > 0 for loss in losses)
+    assert len(losses) == 4 * (1 + (method == "pdd")) and all(loss > 0 for loss in losses)
     assert all(rate > 0 for rate in rates) and len({*rates, 0.01}) > 2, "lr is learned"
     assert last.images.isfinite().all() and last.images.dtype == torch.float32
     starts = load("digits", "data", progress=False, zca=method in ("datm", "pad")).train_images

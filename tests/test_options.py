@@ -51,6 +51,10 @@ def refusal(flags: str) -> str:
             "--canvas_size 3",
             "canvas_size is 3, but texture is false; set texture to true, or leave",
         ),
+        (
+            "--method pdd --labels teacher",
+            "labels are teacher's, anew at every step, but num_intervals is 5 and earlier stages'",
+        ),
         ("--canvas_samples 2", "canvas_samples is 2, but texture is false"),
         ("--loss_ratio 0.5", "loss_ratio is 0.5, but keep is all, which leaves no weight out"),
         ("--depth_ratio 0.5", "depth_ratio is 0.5, but keep is all, which leaves no weight"),
@@ -116,6 +120,10 @@ def test_choices_that_mean_nothing_together_are_refused(flags: str, sentence: st
         (
             "--method datm --texture --zca false --canvas_size 3",
             {"labels": "soft", "texture": True},
+        ),
+        (
+            "--method pad --num_intervals 3 --keep depth --depth_ratio 0.5 --gradient tesla",
+            {"num_intervals": 3, "keep": "depth", "labels": "soft"},
         ),
         ("--gradient 5 --keep loss --loss_ratio 0.25", {"gradient": 5, "labels": "hard"}),
         (

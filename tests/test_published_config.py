@@ -160,8 +160,8 @@ def test_the_older_names_of_datm_are_read(tmp_path: Path) -> None:
         *((40, 56), (40, 58), (40, 60), (40, 60)),
     ]
     assert behind_places(warned)[:2] == [
-        "4: learn_end_epoch is taken as expansion_end_epoch, its later name",
-        "6: Initial_Step is taken as current_max_start_epoch, its later name",
+        "4: learn_end_epoch is taken as expansion_end_epoch, its name here",
+        "6: Initial_Step is taken as current_max_start_epoch, its name here",
     ]
 
 
@@ -171,7 +171,7 @@ def test_keys_of_a_choice_that_is_off_have_no_effect(tmp_path: Path) -> None:
     assert config.start_epochs(0) == (0, 25)
     assert behind_places(warned)[:2] == [
         "3: expansion_end_epoch has an effect with Sequential_Generation only",
-        "4: Initial_Step is taken as current_max_start_epoch, its later name, which has an effect "
+        "4: Initial_Step is taken as current_max_start_epoch, its name here, which has an effect "
         "with Sequential_Generation only",
     ]
 
@@ -207,7 +207,7 @@ def test_the_programs_own_defaults_are_all_read(tmp_path: Path) -> None:
         ("eval_mode: M", "evaluation on several networks"),
         ("max_files: 2", "for which max_experts stands (max_files: 2)"),
         ("random_trajectory: True", "TESLA's random trajectories (random_trajectory: True)"),
-        ("num_intervals: 5\nstart_interval: 2", "PDD's stages (num_intervals: 5, start_interval"),
+        ("num_intervals: 5\nstart_interval: 2", "PDD's later first stage, for which resume stands"),
     ],
 )
 def test_choices_that_are_not_there_are_said(tmp_path: Path, line: str, choice: str) -> None:
