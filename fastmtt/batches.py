@@ -24,18 +24,20 @@ class Draws(NamedTuple):
         parameters: for each step the augmentation's parameters; None without DSA.
         distinct: whether no step has a row twice for one student.
         drawn: for each step what the parametrisation drew [S,...]; None where it draws nothing.
+        mixes: for each step CutMix's draws [S,b+4]; None without it.
     """
 
     indices: list[Tensor]
     parameters: list[Parameters] | None
     distinct: bool = True
     drawn: list[Tensor] | None = None
+    mixes: list[Tensor] | None = None
 
     @property
     def shapes(self) -> Hashable:
         """What must be equal for other draws to take these ones' place in memory."""
         kinds = [tuple(p.kind.shape) for p in self.parameters or ()]
-        drawn = tuple(tuple(d.shape) for d in self.drawn or ())
+        drawn = tuple(tuple(d.shape) for d in (*(self.drawn or ()), *(self.mixes or ())))
         return tuple(tuple(r.shape) for r in self.indices), tuple(kinds), drawn, self.distinct
 
 
@@ -211,11 +213,13 @@ class SyntheticSteps:
 
     def pull_back(self, t: int, gx: Tensor | None, gy: Tensor | None) -> None:
         """Carry cotangents through augmentation and parametrisation, add them to their rows."""
+        rows = self.draws.indices[t].shape[1]
         if gx is not None and self.gx is not None:
             sampled = self._unaugmented(t, gx)
-            self._add(t, self.parametrisation.pull_back(sampled, self._drawn(t)), self.gx)
+            stored = self.parametrisation.pull_back(sampled, self._drawn(t), rows)
+            self._add(t, stored, self.gx)
         if gy is not None and self.gy is not None:
-            self._add(t, self.parametrisation.pull_back_labels(gy), self.gy)
+            self._add(t, self.parametrisation.pull_back_labels(gy, rows), self.gy)
 
     def _drawn(self, t: int) -> Tensor | None:
         return None if self.draws.drawn is None else self.draws.drawn[t]
@@ -275,15 +279,15 @@ def _separate(joined: Sequence[Tensor], like: Draws) -> Draws:
         parts = next(wholes).split([t.numel() for t in shapes])
         return [part.view(t.shape) for part, t in zip(parts, shapes, strict=True)]
 
-    indices, kinds, values, drawn = map(views, _by_number(like))
+    indices, kinds, values, drawn, mixes = map(views, _by_number(like))
     parameters = list(map(Parameters, kinds, values)) if like.parameters else like.parameters
-    return Draws(indices, parameters, like.distinct, drawn or None)
+    return Draws(indices, parameters, like.distinct, drawn or None, mixes or None)
 
 
 def _by_number(draws: Draws) -> list[list[Tensor]]:
     parameters = draws.parameters or []
     kinds, values = [p.kind for p in parameters], [p.values for p in parameters]
-    return [draws.indices, kinds, values, draws.drawn or []]
+    return [draws.indices, kinds, values, draws.drawn or [], draws.mixes or []]
 
 
 def side_by_side(places: Sequence[Sequence[Tensor | None]]) -> list[Tensor] | None:

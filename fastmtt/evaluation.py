@@ -303,11 +303,9 @@ def evaluate_distilled(
 
 def examples_of(synthetic: Synthetic) -> Examples:
     """A set to train on, as it is."""
-    return Examples(
-        synthetic.images.detach(),
-        synthetic.targets.detach(),
-        parametrisation=synthetic.parametrisation,
-    )
+    whole = synthetic.parametrisation.whole(synthetic.images.detach(), synthetic.targets.detach())
+    images, labels, parametrisation = whole
+    return Examples(images, labels, parametrisation=parametrisation)
 
 
 def evaluate_random(

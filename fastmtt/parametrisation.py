@@ -7,14 +7,12 @@ so nothing of the images needs to be kept between a student's sweeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from fastmtt.errors import FastmttError
 
 Shape = tuple[int, ...]
 
@@ -46,7 +44,7 @@ class Pixels:
         """Training images' labels [S,images,...] of stored images' [S,rows,...]."""
         return labels
 
-    def pull_back_labels(self, g: Tensor) -> Tensor:
+    def pull_back_labels(self, g: Tensor, rows: int) -> Tensor:
         """The labels' cotangents [S,images,K] back to [S,rows,K]."""
         return g
 
@@ -64,9 +62,13 @@ class Pixels:
         """Stored images [S,rows,...] to training images [S,images,C,H,W]."""
         return stored
 
-    def pull_back(self, g: Tensor, drawn: Tensor | None) -> Tensor:
+    def pull_back(self, g: Tensor, drawn: Tensor | None, rows: int) -> Tensor:
         """Cotangents of training images [S,images,C,H,W] to those of stored ones [S,rows,...]."""
         return g
+
+    def noise(self, normal: Tensor) -> Tensor:
+        """Stored images to start from as noise, given N(0,1) of their shape."""
+        return normal
 
     def assemble(self, images: Tensor) -> Tensor:
         """Stored images [n,...] of training images [cells*n,C,H,W], those of a cell together."""
@@ -75,6 +77,10 @@ class Pixels:
     def views(self, stored: Tensor) -> Tensor:
         """What stored images [n,...] show: [cells*n,C,H,W], those of a cell together."""
         return stored
+
+    def whole(self, stored: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Pixels]:
+        """A set to evaluate: images [n,...], their labels, and what still is to be sampled."""
+        return stored, labels, self
 
     def describe(self) -> dict[str, Any]:
         """As JSON values, for :func:`described`."""
@@ -117,7 +123,7 @@ class Canvas(Pixels):
         """See :class:`Pixels`: of a window of each canvas, then of another of each."""
         return torch.cat([labels] * self.samples, 1)
 
-    def pull_back_labels(self, g: Tensor) -> Tensor:
+    def pull_back_labels(self, g: Tensor, rows: int) -> Tensor:
         """See :class:`Pixels`."""
         return g.unflatten(1, (self.samples, -1)).sum(1)
 
@@ -144,7 +150,7 @@ class Canvas(Pixels):
         places = places.flatten(-2)[:, :, None].expand(*copies.shape[:3], -1)
         return copies.gather(-1, places).unflatten(-1, (height, width))
 
-    def pull_back(self, g: Tensor, drawn: Tensor | None) -> Tensor:
+    def pull_back(self, g: Tensor, drawn: Tensor | None, rows: int) -> Tensor:
         """See :class:`Pixels`."""
         canvas = self.stored_shape(g.shape[-3:])[1:]
         places = self._places(canvas, drawn, g.device).flatten(-2)[:, :, None]
@@ -182,19 +188,3 @@ def stacked(drawn: Sequence[Tensor | None]) -> Tensor | None:
     """What S students drew, side by side; None where they draw nothing."""
     parts = [one for one in drawn if one is not None]
     return torch.cat(parts) if parts else None
-
-
-def described(description: Mapping[str, Any] | None) -> Pixels:
-    """The parametrisation of a saved set; of one that says nothing, pixels.
-
-    Raises:
-        FastmttError: it says what no version of ours writes.
-    """
-    match description:
-        case None | {"kind": "pixels"}:
-            return PIXELS
-        case {"kind": "canvas", "size": int(size), "samples": int(samples)} if (
-            min(size, samples) >= 1
-        ):
-            return Canvas(size, samples)
-    raise FastmttError(f"it is stored as {dict(description or {})!r}, wanted pixels or a canvas")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmtt.augment import DSA
+from fastmtt.cutmix import CutMix
 from fastmtt.parametrisation import PIXELS, Pixels
 
 
@@ -124,6 +125,7 @@ class Recipe:
         precision: what the student is to be made with (``make_student``).
         graph: whether steps on a GPU are recorded as CUDA graphs where they can be.
         sparse_ratio: share of an expert's convolution weights that is pruned.
+        cutmix: CutMix on every batch, behind the augmentation, or None.
         milestones: numbers of epochs done at which lr is multiplied by ``gamma``, the momentum
             kept.
         gamma: see ``milestones``.
@@ -141,6 +143,7 @@ class Recipe:
     precision: str = "fp32"
     graph: bool = True
     sparse_ratio: float = 0.0
+    cutmix: CutMix | None = None
     milestones: tuple[int, ...] = ()
     gamma: float = 0.2
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fastmtt.choices import Choices
 from fastmtt.data import DataSet, Space
+from fastmtt.decode import described
 from fastmtt.errors import FastmttError
 from fastmtt.files import read_safetensors, write_safetensors
-from fastmtt.parametrisation import PIXELS, Pixels, described
+from fastmtt.parametrisation import PIXELS, Pixels
 
 KIND = "fastmtt synthetic 1"
 
@@ -170,7 +171,9 @@ def start(
     images = choices.noise(count, *parametrisation.stored_shape(dataset.image_shape))
     if pix_init == "samples_predicted_correctly":
         class_rows(dataset, real)  # the images come with the experts
-    elif pix_init == "real":
+    elif pix_init == "noise":
+        images = parametrisation.noise(images)
+    else:
         images = assembled(dataset, real_rows(dataset, real, choices), parametrisation)
     labels = torch.arange(len(dataset.classes)).repeat_interleave(ipc)
     device, dtype = dataset.train_images.device, dataset.train_images.dtype

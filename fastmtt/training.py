@@ -146,6 +146,7 @@ class _Trainer:
                 indices=[rows],
                 parameters=placed.parameters and [placed.parameters[t]],
                 drawn=placed.drawn and [placed.drawn[t]],
+                mixes=placed.mixes and [placed.mixes[t]],
             )
             self._step(step, self._places.get(step.shapes, partial(_Places, step, self)))
             yield
@@ -176,6 +177,8 @@ class _Trainer:
         y = parametrisation.labels(y)
         if recipe.augment is not None and drawn.parameters is not None:
             x = recipe.augment.apply(x, drawn.parameters[0])
+        if recipe.cutmix is not None and drawn.mixes is not None:
+            x, y = recipe.cutmix.apply(x, y, drawn.mixes[0])
         direction = _direction(self.student, theta, x, y, recipe.sharpness, self.direction)
         if recipe.weight_decay:
             direction.add_(theta, alpha=recipe.weight_decay)
@@ -254,10 +257,14 @@ def _draw(
     streams = [draws.stream(seed, f"{what} places", m, epoch) for m in members]
     places = [[parametrisation.draw(rng, r.shape[1], shape) for r in rows] for rng in streams]
     drawn = Draws(rows, None, drawn=side_by_side(places))
+    counts = [parametrisation.count(batch.shape[1]) for batch in rows]
+    if recipe.cutmix is not None:
+        streams = [draws.stream(seed, f"{what} cutmix", m, epoch) for m in members]
+        mixes = [[recipe.cutmix.draw(rng, count, shape) for count in counts] for rng in streams]
+        drawn = drawn._replace(mixes=side_by_side(mixes))
     if recipe.augment is None:
         return drawn
     streams = [draws.stream(seed, f"{what} dsa", m, epoch) for m in members]
-    counts = [parametrisation.count(batch.shape[1]) for batch in rows]
     parameters = [
         DSA.stack([recipe.augment.draw(rng, count, shape) for rng in streams]) for count in counts
     ]
