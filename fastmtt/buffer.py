@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train what is missing of ``num_experts`` experts; a killed run goes on where it was."""
     config = parse("buffer", argv)
     say_idle(config)
-    with backends.use(config.backend):
+    with backends.use(config.backend, config.precision):
         fill_store(config, load_data(config))
 
 

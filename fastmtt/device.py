@@ -29,6 +29,8 @@ def load_data(config: BaseConfig) -> DataSet:
     if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
         raise FastmttError(f"device is {name}, but the last GPU here is cuda:{last}; choose it")
+    if name == "cpu" and config.precision == "tf32":
+        raise FastmttError("precision is tf32, a GPU's, but device is cpu; leave precision out")
     memory = available()
     if name != "cpu":
         memory = min(memory, torch.cuda.mem_get_info(torch.device(name))[0])

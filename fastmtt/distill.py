@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     config = settle(config)
     check_installed(config.logger)
     begin = time.perf_counter()
-    with backends.use(config.backend):
+    with backends.use(config.backend, config.precision):
         dataset = load_data(config)
         _run(config, dataset, {"data": time.perf_counter() - begin})
     folder = f"{config.save_path}/{config.dataset}/{config.ipc}/{config.model}/{config.run_name}"

@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         graph=not config.no_graph,
     )
     folder = subject.file.parent
-    with backends.use(config.backend):
+    with backends.use(config.backend, config.precision):
         dataset = load_data(config)
         synthetic = load_set(asked, subject, dataset)
         stages = load_stages(asked, subject, dataset)

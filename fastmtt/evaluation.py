@@ -56,7 +56,7 @@ class Protocol:
         batch_train: images a step.
         augment: DSA on every batch, or None.
         seed: the run's seed.
-        precision: what convolutions multiply: "fp32" or "bf16".
+        precision: what convolutions multiply, as for ``make_student``.
         graph: whether steps on a GPU are recorded as CUDA graphs.
     """
 
@@ -66,7 +66,7 @@ class Protocol:
     batch_train: int
     augment: DSA | None
     seed: int
-    precision: str = "fp32"
+    precision: str | None = None
     graph: bool = True
 
 

@@ -140,7 +140,7 @@ class Recipe:
     augment: DSA | None = None
     sharpness: Sharpness | None = None
     schedule: Schedule | None = None
-    precision: str = "fp32"
+    precision: str | None = None
     graph: bool = True
     sparse_ratio: float = 0.0
     cutmix: CutMix | None = None

@@ -240,7 +240,7 @@ def _span(members: Sequence[int]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Train networks, score the training images with them, write the order and the scores."""
     config = parse("scores", argv)
-    with backends.use(config.backend):
+    with backends.use(config.backend, config.precision):
         dataset = load_data(config)
         file, raw = _files(config, dataset)
         scores = _all_scores(config, dataset, raw)

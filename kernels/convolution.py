@@ -8,6 +8,7 @@ The input gradient is the same product with the weights transposed and the taps 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -323,9 +324,12 @@ def configurations(constants: dict[str, Any]) -> list[Config]:
     return fitted(tiles, constants["C_IN"], constants["C_OUT"])
 
 
-def tile(m: int, n: int, k: int, warps: int, stages: int, copy: int = 8) -> Config:
+def tile(
+    m: int, n: int, k: int, warps: int, stages: int, copy: int = 8, capability: int = 80
+) -> Config:
     """A tile of m pixels and n output channels, k input channels a step, copies of some bytes."""
-    return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "COPY": copy}, warps, stages)
+    sizes = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "COPY": copy}
+    return Config(sizes, warps, stages, capability)
 
 
 _TILES: dict[str, Callable[[int], list[Config]]] = {  # by the channels of 128 bytes
@@ -340,12 +344,12 @@ _TILES: dict[str, Callable[[int], list[Config]]] = {  # by the channels of 128 b
         tile(128, 128, k, 8, 3),
         tile(128, 128, k, 8, 3, copy=16),
         tile(128, 64, k, 8, 3),
-        tile(64, 32, k, 4, 3),
+        tile(64, 32, k, 4, 3, capability=90),
     ],
     "both": lambda k: [
         tile(128, 64, k, 8, 3),
-        tile(128, 128, k, 8, 2),
-        tile(128, 128, k, 8, 2, copy=16),
+        tile(128, 128, k, 8, 2, capability=90),
+        tile(128, 128, k, 8, 2, copy=16, capability=90),
         tile(64, 32, k, 4, 3),
     ],
 }
@@ -353,19 +357,18 @@ _TILES: dict[str, Callable[[int], list[Config]]] = {  # by the channels of 128 b
 
 def fitted(configs: Iterable[Config], c_in: int, c_out: int) -> list[Config]:
     """The configurations with no tile much larger than the channels, each once."""
-    sizes = (
-        Config(
-            {
+    smaller = (
+        replace(
+            config,
+            sizes={
                 **config.sizes,
                 "BLOCK_N": min(config.sizes["BLOCK_N"], _power(c_out)),
                 "BLOCK_K": min(config.sizes["BLOCK_K"], _power(c_in)),
             },
-            config.warps,
-            config.stages,
         )
         for config in configs
     )
-    return list({str(config): config for config in sizes}.values())
+    return list({str(config): config for config in smaller}.values())
 
 
 def _power(channels: int) -> int:

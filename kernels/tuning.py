@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,11 +30,13 @@ class Config:
         sizes: its tile sizes and other constants by parameter name.
         warps: warps a program.
         stages: depth of the software pipeline.
+        capability: the least compute capability it is for; lesser ones would spill its registers.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     warps: int = 4
     stages: int = 2
+    capability: int = 80
 
     @property
     def launch(self) -> dict[str, Any]:
@@ -63,6 +65,8 @@ def choose(
     """
     if len(configs) == 1 or interpreting:
         return configs[0]
+    major, minor = torch.cuda.get_device_capability()
+    configs = [config for config in configs if config.capability <= 10 * major + minor]
     name = f"{kernel}({','.join(map(str, key))})"
     chosen = _choices()
     if name not in chosen:
@@ -85,21 +89,14 @@ def _fastest(name: str, configs: Sequence[Config], run: Callable[[Config], objec
 
 
 def _fitting(configs: Sequence[Config], run: Callable[[Config], object]) -> list[Config]:
-    """The configurations the GPU has room for; compiled side by side, which takes seconds each."""
-    device = torch.cuda.current_device()
-
-    def fits(config: Config) -> bool:
-        with torch.cuda.device(device):
-            try:
-                run(config)
-            except triton.runtime.errors.OutOfResources:
-                return False
-        return True
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        fitting = list(threads.map(fits, configs))
+    """The configurations the GPU has room for, compiled."""
+    fitting = []
+    for config in configs:
+        with suppress(triton.runtime.errors.OutOfResources):
+            run(config)
+            fitting.append(config)
     torch.cuda.synchronize()
-    return [config for config, it_fits in zip(configs, fitting, strict=True) if it_fits]
+    return fitting
 
 
 def _seconds(config: Config, run: Callable[[Config], object]) -> float:

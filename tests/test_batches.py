@@ -175,3 +175,15 @@ def test_hard_labels_have_no_cotangent():
     steps = batches.SyntheticSteps(images, labels, 1, draws, None)
     steps.want(True, True)
     assert steps.needs == {"x"} and steps.gy is None
+
+
+def test_given_rows_say_whether_they_are_distinct():
+    def given(*rows):
+        indices = [torch.tensor(row) for row in rows]
+        return batches.draw(
+            seed=0, steps=len(rows), segments=2, n=10, batch_size=None, image_shape=SHAPE,
+            indices=indices,
+        )  # fmt: skip
+
+    assert given([0, 1], [1, 2]).distinct and given([[0, 1], [1, 0]]).distinct
+    assert not given([0, 1], [3, 3]).distinct and not given([[0, 1], [1, 1]]).distinct

@@ -102,10 +102,12 @@ def shape_of_dsa(x, kind, values, cutout):
     return torch.empty_like(x)
 
 
+@pytest.mark.parametrize("distinct", [True, False])
 @pytest.mark.parametrize("keep", [None, lambda squares: squares > 0])
-def test_on_a_gpus_tensors_no_two_devices_meet_and_rows_begin_aligned(keep, monkeypatch):
+def test_on_a_gpus_tensors_no_two_devices_meet_and_rows_begin_aligned(keep, distinct, monkeypatch):
     """By tensors without memory, which take part in every device check."""
     p = Problem(convnet, steps=3, segments=2, labels="soft", dsa="S")
+    p.draws = p.draws._replace(distinct=distinct)
     matcher = TrajectoryMatcher(
         p.module, steps=3, augment=p.augment, keep=keep, memory=30_000, graph=False
     )

@@ -219,7 +219,7 @@ def test_a_run_that_goes_astray_says_so_and_keeps_what_was_good(tmp_path, capsys
         ("--ipc 5000", "ipc"),
         ("--train_epochs 1", "train_epochs"),
         ("--backend fast", "backend"),
-        ("--backend triton", "backend"),
+        ("--precision tf32 --device cpu", "precision"),
         ("--max_experts 3", "num_experts"),
         ("--seed 99999999999999999999999", "seed"),
         ("--syn_step 3", "syn_steps"),

@@ -6,20 +6,20 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.gpu import ceilings, matching, operations, pieces, processes, real, suite, training
+from bench.gpu import ceilings, matching, pieces, processes, real, suite, training
 from bench.gpu import device as dev
 from bench.gpu.results import Results, Row
 from bench.gpu.warm import warm
 
 # Each section's share of the time; what one leaves over goes to the later ones.
-SHARES = {"tests": 90, "ops": 130, "match": 220, "buffer": 45, "eval": 40, "real": 500}
+SHARES = {"tests": 60, "ops": 150, "match": 220, "buffer": 45, "eval": 35, "real": 500}
 ALL = ("tests", "ops", "match", "buffer", "eval")  # without the one that needs minutes by itself
-LIMIT = 520.0  # seconds; what installs comes before
+LIMIT = 500.0  # seconds; what installs comes before
 WARMING = 80.0
+LEAST = 12.0  # seconds of a contender; a process takes some to begin
 
 
 class Bench:
@@ -37,13 +37,11 @@ class Bench:
         """Ceilings, the blocks' ops, single kernels, and what was chosen for them."""
         end = time.monotonic() + seconds
         yield from self._ready(end)
-        layers = list(operations.LAYERS)[::-1]
-        layers = ["16x16", *(layer for layer in layers if layer != "16x16")]  # most work first
-        for precision in (*dev.PRECISIONS[::-1],):
-            given = {"layers": layers, "precisions": [precision], "peaks": self._peaks()}
-            for maker in (operations.measure, pieces.measure):
-                if (left := end - time.monotonic()) > 0:
-                    yield from processes.run(maker, left, **given)
+        layers = ["16x16", "8x8", "32x32x3"]  # by what they cost a step
+        for precision in sorted(dev.PRECISIONS, key=dev.FASTEST.__ne__):
+            if (left := end - time.monotonic()) > 0:
+                given = {"layers": layers, "precisions": [precision], "peaks": self._peaks()}
+                yield from processes.run(pieces.measure_with_ops, left, **given)
         yield from _choices()
 
     def match(self, seconds: float) -> Iterator[Row]:
@@ -55,7 +53,7 @@ class Bench:
             for name, precision, most in matching.schedule():
                 row = {"contender": name, "precision": precision}
                 left = end - time.monotonic()
-                if left < 1:
+                if left < LEAST:
                     yield {**row, "failed": "no time left for it"}
                     continue
                 environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -138,11 +136,11 @@ def main(argv: list[str] | None = None) -> int:
             part = SHARES[section] / sum(SHARES[later] for later in sections[place:])
             run: Callable[[float], Iterator[Row]] = getattr(bench, section)
             started = time.monotonic()
-            for row in chain(run(left * part)):
+            for row in run(left * part):
                 results.add(section, row)
             print(f"[{section}] took {time.monotonic() - started:.0f} s", flush=True)
     finally:  # an interrupt leaves its table too
-        print("\n" + results.finish())
+        print("\n" + results.finish(), flush=True)
     return 0
 
 

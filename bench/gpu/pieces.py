@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.gpu import operations
 from bench.gpu.device import DEVICE, ON_GPU, relative_rms, seconds_each
 from bench.gpu.operations import FACTOR, LAYERS, ROUNDING, SECONDS, SIZES, WIDTH
 from bench.gpu.results import Row
@@ -16,6 +17,14 @@ from fastmtt.ops import backends
 FORWARD, TRANSPOSED, WEIGHTS = "convolution", "input gradient", "weight gradient"
 Pairs = Sequence[tuple[Tensor, Tensor]]  # what is multiplied; the products of several are summed
 Run = Callable[[], Tensor]
+
+
+def measure_with_ops(
+    layers: list[str], precisions: list[str], peaks: dict[str, float]
+) -> Iterator[Row]:
+    """The ops of the blocks and single kernels, in one process."""
+    yield from operations.measure(layers, precisions, peaks)
+    yield from measure(layers, precisions, peaks)
 
 
 def measure(layers: list[str], precisions: list[str], peaks: dict[str, float]) -> Iterator[Row]:

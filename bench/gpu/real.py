@@ -100,6 +100,10 @@ def _add_seconds(file: Path, seconds: float) -> float:
     return total
 
 
+def _is_step(record: Row) -> bool:
+    return "iteration" in record and "accuracy" not in record
+
+
 def _progress(plan: Plan) -> Row:
     """Experts and iterations done, the last and the best accuracy, seconds of the parts."""
     experts = len(list(plan.folder.glob("buffers/**/expert_*.safetensors")))
@@ -110,7 +114,8 @@ def _progress(plan: Plan) -> Row:
     accuracies = [r["accuracy"] for r in records if "accuracy" in r]
     row: Row = {
         "experts": experts,
-        "iterations": 1 + max((r.get("iteration", -1) for r in records), default=-1),
+        # an evaluation's record bears the number of the iteration to come
+        "iterations": 1 + max((r["iteration"] for r in records if _is_step(r)), default=-1),
         "accuracy": accuracies[-1] if accuracies else None,
         "best accuracy": max(accuracies, default=None),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = 4
+LONGEST = 2**23  # bytes of a log
 Row = dict[str, Any]
 
 
@@ -39,7 +40,7 @@ class Results:
         print(f"[{section}] {shown}", flush=True)
 
     def finish(self) -> str:
-        """Write the table and give its text."""
+        """Write the table and give its text; of a long log the end is kept."""
         sections = list(dict.fromkeys(row["section"] for row in self.rows))
         parts = ["; ".join(f"{name}: {value}" for name, value in self.facts.items())]
         for section in sections:
@@ -47,6 +48,9 @@ class Results:
             parts += [f"## {section}", *tables(rows)]
         text = "\n\n".join(parts) + "\n"
         (self.folder / "table.md").write_text(text)
+        for log in self.folder.glob("*.log"):
+            if log.stat().st_size > LONGEST:
+                log.write_bytes(log.read_bytes()[-LONGEST:])
         return text
 
     def _write(self, row: Row) -> None:

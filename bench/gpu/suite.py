@@ -14,8 +14,8 @@ from bench.gpu.device import SMOKE
 from bench.gpu.results import Row
 from bench.machine import ROOT
 
-TESTS = ("tests/kernels", "tests/test_capture.py", "tests/test_matcher.py", "tests/ops")
-LEFT_OUT = ("tests/kernels/test_compiled_kernels.py", "tests/ops/test_instruction_sets.py")
+TESTS = ("tests/kernels", "tests/test_capture.py", "tests/ops/test_backends.py")
+COMPILED = "tests/kernels/test_compiled_kernels.py"  # needs no GPU
 _OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
 
@@ -28,8 +28,7 @@ def run(folder: Path, seconds: float) -> Iterator[Row]:
     """
     tests = ["tests/test_compat.py"] if SMOKE else [t for t in TESTS if (ROOT / t).exists()]
     command = [sys.executable, "-m", "pytest", *tests, "-v", "-rN", "--tb=short", "-m", "not slow"]
-    command += [f"--ignore={path}" for path in LEFT_OUT]
-    command += ["-p", "no:cacheprovider", "--color=no", "--maxfail=40"]
+    command += [f"--ignore={COMPILED}", "-p", "no:cacheprovider", "--color=no", "--maxfail=40"]
     if importlib.util.find_spec("xdist") and not SMOKE:
         command += ["-n", "8"]
     log = folder / "tests.log"

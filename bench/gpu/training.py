@@ -182,27 +182,32 @@ def _end_of(job: Job, theta: Tensor, examples: Examples, recipe: Recipe) -> Tens
 
 
 def _rate_naive(job: Job, examples: Examples) -> float:
-    """Images a second of plain eager PyTorch, one network."""
-    net, steps, seconds = _plain(_starts(job._replace(students=1))[0]), 3, 0.0
-    recipe = job.recipe(1)
+    """Images a second of plain eager PyTorch, one network; its first steps are left out."""
+    net, steps = _plain(_starts(job._replace(students=1))[0]), 3
+    _train_naive(net, job, examples, steps)
     while True:
-        batches = [_some(examples.count, job.batch, step) for step in range(steps)]
-        synchronize()
-        start = time.perf_counter()
-        naive.train(
-            net,
-            examples.images,
-            examples.labels,
-            batches,
-            lr=LR,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-        synchronize()
-        seconds = time.perf_counter() - start
+        seconds = _train_naive(net, job, examples, steps)
         if seconds > SECONDS / 3:
             return steps * job.batch / seconds
         steps = int(steps * min(max(SECONDS / 2 / seconds, 2), 50))
+
+
+def _train_naive(net: nn.Module, job: Job, examples: Examples, steps: int) -> float:
+    recipe = job.recipe(1)
+    batches = [_some(examples.count, job.batch, step) for step in range(steps)]
+    synchronize()
+    start = time.perf_counter()
+    naive.train(
+        net,
+        examples.images,
+        examples.labels,
+        batches,
+        lr=LR,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    synchronize()
+    return time.perf_counter() - start
 
 
 def _some(count: int, batch: int, step: int) -> Tensor:

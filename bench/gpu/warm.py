@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -23,48 +22,55 @@ from bench.gpu.matching import WORKS
 from bench.gpu.operations import LAYERS, SIZES, calls
 from bench.gpu.results import Row
 from bench.problem import make_problem
-from fastmtt import ops
 
 
 def warm(seconds: float) -> Iterator[Row]:
     """Compile for the sections ops and match, in as many processes as there are cores.
 
     Yields:
-        One row: how long it took, and what was not compiled in time.
+        One row: how long it took, and how many processes were not ready in time.
     """
     if not ON_GPU:
         return
-    tasks: list[tuple[Any, dict[str, Any]]] = [
-        (_iterations, {"precision": precision}) for precision in PRECISIONS[1:]
-    ]
-    names = {layer: list(calls(layer, 1, 2)) for layer in LAYERS}
-    for layer, precision in product(LAYERS, PRECISIONS):
-        tasks += [
-            (_op, {"layer": layer, "precision": precision, "name": name}) for name in names[layer]
-        ]
-    begin, running, done = time.monotonic(), [], 0
+    ops_of = {layer: list(calls(layer, 1, 2)) for layer in LAYERS}
+    todo = [(at, how, op) for at, how in product(LAYERS, PRECISIONS) for op in ops_of[at]]
+    count = max(1, (os.cpu_count() or 1) - 2)
+    each = -(-len(todo) // count)  # neighbours share kernels: they stay together
+    begin = time.monotonic()
     with TemporaryDirectory() as folder:
         environment = {"FASTMTT_CACHE": folder, "OMP_NUM_THREADS": "1"}
-        while (tasks or running) and time.monotonic() < begin + seconds:
-            while tasks and len(running) < (os.cpu_count() or 1):
-                maker, arguments = tasks.pop(0)
-                running.append(processes.start(maker, environment, **arguments))
-            ended = [process for process in running if process.poll() is not None]
-            done += len(ended)
-            running = [process for process in running if process not in ended]
+        running = [
+            processes.start(_iterations, environment, precision=precision)
+            for precision in PRECISIONS[1:]
+        ]
+        running += [
+            processes.start(_ops, environment, todo=todo[first : first + each])
+            for first in range(0, len(todo), each)
+        ]
+        while time.monotonic() < begin + seconds and any(p.poll() is None for p in running):
             time.sleep(0.05)
-        late = len(tasks) + len(running)
-        for process in running:
+        late = [process for process in running if process.poll() is None]
+        for process in late:
             processes.stop(process)
-    yield {"table": "compiling", "tasks": done, "s": time.monotonic() - begin, "not in time": late}
+    yield {
+        "table": "compiling",
+        "processes": len(running),
+        "s": time.monotonic() - begin,
+        "not in time": len(late),
+    }
 
 
-def _op(layer: str, precision: str, name: str) -> Iterator[Row]:
-    """Run an op of the blocks at all sizes measured; what fails here fails there with a row."""
-    for students, images in SIZES:
-        with suppress(RuntimeError):
-            calls(layer, students, images)[name].map(lambda t: t.float()).run("triton", precision)
-            torch.cuda.synchronize()
+def _ops(todo: list[tuple[str, str, str]]) -> Iterator[Row]:
+    """Run (layer, precision, op)s; what fails here fails in its section with a row.
+
+    500 images compile to what 100 do, and in float64 would not fit many times over.
+    """
+    for layer, precision, op in todo:
+        for students, images in [size for size in SIZES if size[0] * size[1] <= 100]:
+            with suppress(RuntimeError):
+                call = calls(layer, students, images)[op].map(lambda t: t.float())
+                call.run("triton", precision)
+                torch.cuda.synchronize()
     yield {}
 
 
@@ -72,7 +78,7 @@ def _iterations(precision: str) -> Iterator[Row]:
     """Run a step of a matching iteration at all sizes measured: head, flat vectors, layout."""
     for work in WORKS:
         size = work.size(precision)._replace(steps=1)
-        with suppress(RuntimeError), ops.use(None):
+        with suppress(RuntimeError):
             contender("ours, fused, no graph", on_device(make_problem(size)), work.segments)()
             torch.cuda.synchronize(DEVICE)
     yield {}

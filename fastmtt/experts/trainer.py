@@ -57,7 +57,7 @@ def description(recipe: Recipe, strategy: str, seed: int, held_out: int) -> dict
     }
     if held_out:
         made["held_out"] = held_out
-    if recipe.precision != "fp32":
+    if recipe.precision not in (None, "fp32"):
         made["precision"] = recipe.precision
     if recipe.sharpness is not None:
         made |= asdict(recipe.sharpness)

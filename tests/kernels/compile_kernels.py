@@ -1,7 +1,7 @@
 """Compiles the Triton kernels ahead of time, without a GPU, and reads what came of it.
 
     python tests/kernels/compile_kernels.py            every specimen, a line of JSON each
-    python tests/kernels/compile_kernels.py --one      the first configuration of each kernel's form
+    python tests/kernels/compile_kernels.py --one      the first form of each kernel and precision
     python tests/kernels/compile_kernels.py --write    every specimen, into bench/results/kernels.md
 
 A specimen is what a module's ``specimens()`` yields: name, kernel, types of the run-time arguments,
@@ -99,11 +99,11 @@ def specimens() -> Iterator[Specimen]:
 
 
 def one_each(all_of_them: Sequence[Specimen]) -> list[int]:
-    """Positions of the first configuration of each kernel in each combination of its flags."""
+    """Positions of the first specimen of each kernel in each precision or other kind."""
     seen: dict[Any, int] = {}
     for place, specimen in enumerate(all_of_them):
-        flags = {k: v for k, v in specimen.constants.items() if isinstance(v, bool | str)}
-        seen.setdefault((specimen.module, specimen.kernel.__name__, *flags.items()), place)
+        kinds = {k: v for k, v in specimen.constants.items() if isinstance(v, str)}
+        seen.setdefault((specimen.module, specimen.kernel.__name__, *kinds.items()), place)
     return list(seen.values())
 
 
@@ -168,9 +168,10 @@ def table(results: Sequence[Compiled]) -> str:
     for result in results:
         pairs.setdefault((result.name, result.config), {})[result.capability] = result
     for (name, config), by in pairs.items():
-        old, new = by[80], by[90]
+        old, new = by.get(80), by[90]  # not every configuration is for both
+        registers, shared = (old.registers, f"{old.shared_kb:.1f}") if old else ("", "")
         lines.append(
-            f"| {name} | {config} | {old.registers} | {new.registers} | {old.shared_kb:.1f} "
+            f"| {name} | {config} | {registers} | {new.registers} | {shared} "
             f"| {new.shared_kb:.1f} | {'yes' if new.wgmma else 'no'} |"
         )
     return "\n".join([*lines, ""])
@@ -181,12 +182,17 @@ def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 interprets kernels instead of compiling them: unset it")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--one", action="store_true", help="the first configuration of each form")
+    parser.add_argument("--one", action="store_true", help="the first form of each kernel")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
     arguments = parser.parse_args()
     all_of_them = list(specimens())
     places = one_each(all_of_them) if arguments.one else range(len(all_of_them))
-    jobs = [(place, capability) for place in places for capability in SHARED_KB]
+    jobs = [
+        (place, capability)
+        for place in places
+        for capability in SHARED_KB
+        if capability >= all_of_them[place].config.capability
+    ]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         results = []
         for result in pool.map(_compile_at, jobs):
