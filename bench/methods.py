@@ -54,7 +54,7 @@ def main() -> None:
 
 def run(method: str, name: str) -> Row:
     """Distil by a method and evaluate what came of it, by the commands as users give them."""
-    cfg = ROOT / f"configs/{method}/digits_ipc1.yaml"
+    (cfg,) = (ROOT / "configs" / method).glob("digits_*.yaml")
     config = parse("distill", ["--cfg", str(cfg)])
     begin = time.perf_counter()
     if config.sort_method and not Path(config.indices_path, f"{config.sort_method}.pt").exists():

@@ -69,7 +69,7 @@ def _rate(student: ConvNetStudent, examples: Examples, recipe: Recipe, count: in
     rows = torch.arange(min(examples.count, batch * (_WARM + _TIMED)))
     some = examples.of(torch.arange(count))
     if examples.shared:
-        some = Examples(examples.images[rows], examples.labels[rows])
+        some = replace(examples, images=examples.images[rows], labels=examples.labels[rows])
     epochs = -(-(_WARM + _TIMED) * batch // some.count)
     short = replace(recipe, epochs=epochs, lr=1e-3, decay_after=None, schedule=None)
     generator = torch.Generator().manual_seed(0)

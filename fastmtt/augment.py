@@ -136,6 +136,17 @@ class DSA:
         names = self.names
         if names and self.mode == "S":
             names = [names[integers(0, len(names), 1)[0]]]
+        return self._parameters(names, uniform, integers, batch, image_shape)
+
+    def _parameters(
+        self,
+        names: Sequence[str],
+        uniform: Uniform,
+        integers: Integers,
+        batch: int,
+        image_shape: Sequence[int],
+    ) -> Parameters:
+        """Draw the values of these operations, one after another."""
         kind = np.array([KINDS.index(name) for name in names], dtype=np.int64)
         # in numpy, whose calls cost less: experts draw thousands of times an epoch
         values = np.zeros((len(names), 1, batch, 3), dtype=np.float32)

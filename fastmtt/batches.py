@@ -11,6 +11,7 @@ from torch import Tensor
 from fastmtt import draws as keyed
 from fastmtt.augment import DSA, Parameters
 from fastmtt.capture import say_once, send
+from fastmtt.parametrisation import PIXELS, Pixels, stacked
 
 Augment = DSA | Callable[[Tensor], Tensor]
 
@@ -22,17 +23,22 @@ class Draws(NamedTuple):
         indices: for each of the N steps int64 [S,b], rows of the set.
         parameters: for each step the augmentation's parameters; None without DSA.
         distinct: whether no step has a row twice for one student.
+        drawn: for each step what the parametrisation drew [S,...]; None where it draws nothing.
+        mixes: for each step CutMix's draws [S,b+4]; None without it.
     """
 
     indices: list[Tensor]
     parameters: list[Parameters] | None
     distinct: bool = True
+    drawn: list[Tensor] | None = None
+    mixes: list[Tensor] | None = None
 
     @property
     def shapes(self) -> Hashable:
         """What must be equal for other draws to take these ones' place in memory."""
         kinds = [tuple(p.kind.shape) for p in self.parameters or ()]
-        return (tuple(tuple(r.shape) for r in self.indices), tuple(kinds), self.distinct)
+        drawn = tuple(tuple(d.shape) for d in (*(self.drawn or ()), *(self.mixes or ())))
+        return tuple(tuple(r.shape) for r in self.indices), tuple(kinds), drawn, self.distinct
 
 
 class PlacedDraws:
@@ -63,6 +69,7 @@ class Plan(NamedTuple):
     batch_size: int | None
     image_shape: tuple[int, ...]
     augment: DSA | None
+    parametrisation: Pixels = PIXELS
 
 
 def draw(
@@ -74,6 +81,7 @@ def draw(
     batch_size: int | None,
     image_shape: Sequence[int],
     augment: Augment | None = None,
+    parametrisation: Pixels = PIXELS,
     indices: Sequence[Tensor] | None = None,
     index: tuple[int, ...] = (),
     first_segment: int = 0,
@@ -86,8 +94,9 @@ def draw(
         segments: S.
         n: rows of the set.
         batch_size: rows a step; None for all.
-        image_shape: (C, H, W).
+        image_shape: a training image's (C, H, W).
         augment: parameters are drawn if it is a DSA.
+        parametrisation: of the set's rows.
         indices: given rows, N tensors [b] or [S,b], in place of drawn ones.
         index: further numbers of the key, for example the iteration.
         first_segment: the number of the first segment.
@@ -101,11 +110,16 @@ def draw(
         streams = [keyed.stream(seed, "batch", *index, s) for s in numbers]
         drawn = [keyed.batch_indices(rng, n, batch, steps) for rng in streams]
         rows, distinct = [torch.stack(step) for step in zip(*drawn, strict=True)], True
+    shape = tuple(image_shape)
+    streams = [keyed.stream(seed, "places", *index, s) for s in numbers]
+    places = [[parametrisation.draw(rng, r.shape[1], shape) for r in rows] for rng in streams]
     if not isinstance(augment, DSA):
-        return Draws(rows, None, distinct)
+        return Draws(rows, None, distinct, side_by_side(places))
+    counts = [parametrisation.count(r.shape[1]) for r in rows]
     streams = [keyed.stream(seed, "dsa", *index, s) for s in numbers]
-    parameters = [[augment.draw(rng, r.shape[1], image_shape) for r in rows] for rng in streams]
-    return Draws(rows, [DSA.stack(step) for step in zip(*parameters, strict=True)], distinct)
+    parameters = [[augment.draw(rng, count, shape) for count in counts] for rng in streams]
+    augmented = [DSA.stack(step) for step in zip(*parameters, strict=True)]
+    return Draws(rows, augmented, distinct, side_by_side(places))
 
 
 def draw_published(
@@ -117,28 +131,35 @@ def draw_published(
     batch_size: int | None,
     image_shape: Sequence[int],
     augment: DSA | None = None,
+    parametrisation: Pixels = PIXELS,
 ) -> Draws:
     """An iteration's draws by torch's generator, in the order the published programs draw.
 
-    Each step draws a permutation if the last one is used up, then its augmentation; segments come
-    one after the other.
+    Each step draws a permutation if the last one is used up, then the places of its windows, then
+    its augmentation; segments come one after the other.
     """
     rows: list[list[Tensor]] = []
+    places: list[list[Tensor | None]] = []
     parameters: list[list[Parameters]] = []
     batch = min(batch_size or n, n)
     for _ in range(segments):
         chunks: list[Tensor] = []
         rows.append([])
+        places.append([])
         parameters.append([])
         for _ in range(steps):
             picked = keyed.published_batch_indices(generator, n, batch, chunks)
             rows[-1].append(picked)
+            drawn = parametrisation.draw_published(generator, len(picked), tuple(image_shape))
+            places[-1].append(drawn)
             if augment is not None:
-                parameters[-1].append(augment.draw_published(generator, len(picked), image_shape))
+                count = parametrisation.count(len(picked))
+                parameters[-1].append(augment.draw_published(generator, count, image_shape))
     indices = [torch.stack(step) for step in zip(*rows, strict=True)]
     if augment is None:
-        return Draws(indices, None)
-    return Draws(indices, [DSA.stack(step) for step in zip(*parameters, strict=True)])
+        return Draws(indices, None, drawn=side_by_side(places))
+    augmented = [DSA.stack(step) for step in zip(*parameters, strict=True)]
+    return Draws(indices, augmented, drawn=side_by_side(places))
 
 
 class SyntheticSteps:
@@ -156,10 +177,11 @@ class SyntheticSteps:
         segments: int,
         draws: Draws,
         augment: Augment | None,
+        parametrisation: Pixels = PIXELS,
     ) -> None:
-        """Take the set [n,C,H,W] with its labels, shared by the segments, and draws beside it."""
+        """Take the stored set [n,...] with labels, shared by the segments, and draws beside it."""
         self.images, self.labels, self.augment = images.detach(), labels.detach(), augment
-        self.draws, self.segments = draws, segments
+        self.draws, self.segments, self.parametrisation = draws, segments, parametrisation
         self.needs: frozenset[str] = frozenset()
         self.gx: Tensor | None = None
         self.gy: Tensor | None = None
@@ -182,19 +204,25 @@ class SyntheticSteps:
 
     def rows(self, t: int) -> int:
         """Images of step t for each segment."""
-        return self.draws.indices[t].shape[1]
+        return self.parametrisation.count(self.draws.indices[t].shape[1])
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """Augmented images [S,b,C,H,W] and labels [S,b] or [S,b,K] of step t."""
         rows = self.draws.indices[t]
-        return self._augmented(t, rows), self.labels[rows]
+        return self._augmented(t, rows), self.parametrisation.labels(self.labels[rows])
 
     def pull_back(self, t: int, gx: Tensor | None, gy: Tensor | None) -> None:
-        """Carry cotangents through the augmentation and add them to their rows."""
+        """Carry cotangents through augmentation and parametrisation, add them to their rows."""
+        rows = self.draws.indices[t].shape[1]
         if gx is not None and self.gx is not None:
-            self._add(t, self._unaugmented(t, gx), self.gx)
+            sampled = self._unaugmented(t, gx)
+            stored = self.parametrisation.pull_back(sampled, self._drawn(t), rows)
+            self._add(t, stored, self.gx)
         if gy is not None and self.gy is not None:
-            self._add(t, gy, self.gy)
+            self._add(t, self.parametrisation.pull_back_labels(gy, rows), self.gy)
+
+    def _drawn(self, t: int) -> Tensor | None:
+        return None if self.draws.drawn is None else self.draws.drawn[t]
 
     def _add(self, t: int, g: Tensor, total: Tensor) -> None:
         """Add a step's cotangents [S,b,...] to their rows, student after student, in fixed order.
@@ -209,7 +237,7 @@ class SyntheticSteps:
                 total.index_add_(0, rows, part)
 
     def _augmented(self, t: int, rows: Tensor) -> Tensor:
-        x = self.images[rows]
+        x = self.parametrisation.sample(self.images[rows], self._drawn(t))
         if self.augment is None:
             return x
         if isinstance(self.augment, DSA):
@@ -217,7 +245,7 @@ class SyntheticSteps:
             return self.augment.apply(x, self.draws.parameters[t])
         if t not in self._kept:
             with torch.enable_grad():
-                leaf = x.requires_grad_()
+                leaf = x.detach().requires_grad_()
                 out = torch.stack([self.augment(images) for images in leaf])
             self._kept[t] = leaf, out
             _say_cost(len(self), out.numel() * out.element_size())
@@ -237,25 +265,36 @@ class SyntheticSteps:
 
 
 def _joined(draws: Draws) -> list[Tensor]:
-    """All rows, kinds and values of some draws, end to end."""
-    parameters = draws.parameters or []
-    by_number = [draws.indices, [p.kind for p in parameters], [p.values for p in parameters]]
-    return [torch.cat([t.reshape(-1) for t in some]) for some in by_number if some]
+    """All rows, kinds, values and places of some draws, end to end."""
+    return [torch.cat([t.reshape(-1) for t in some]) for some in _by_number(draws) if some]
 
 
 def _separate(joined: Sequence[Tensor], like: Draws) -> Draws:
     """Views of what :func:`_joined` gives, in the shapes of other draws."""
+    wholes = iter(joined)
 
-    def views(whole: Tensor, shapes: Sequence[Tensor]) -> list[Tensor]:
-        parts = whole.split([t.numel() for t in shapes])
+    def views(shapes: Sequence[Tensor]) -> list[Tensor]:
+        if not shapes:
+            return []
+        parts = next(wholes).split([t.numel() for t in shapes])
         return [part.view(t.shape) for part, t in zip(parts, shapes, strict=True)]
 
-    indices = views(joined[0], like.indices)
-    if not like.parameters:
-        return like._replace(indices=indices)
-    kinds = views(joined[1], [p.kind for p in like.parameters])
-    values = views(joined[2], [p.values for p in like.parameters])
-    return like._replace(indices=indices, parameters=list(map(Parameters, kinds, values)))
+    indices, kinds, values, drawn, mixes = map(views, _by_number(like))
+    parameters = list(map(Parameters, kinds, values)) if like.parameters else like.parameters
+    return Draws(indices, parameters, like.distinct, drawn or None, mixes or None)
+
+
+def _by_number(draws: Draws) -> list[list[Tensor]]:
+    parameters = draws.parameters or []
+    kinds, values = [p.kind for p in parameters], [p.values for p in parameters]
+    return [draws.indices, kinds, values, draws.drawn or [], draws.mixes or []]
+
+
+def side_by_side(places: Sequence[Sequence[Tensor | None]]) -> list[Tensor] | None:
+    """The segments' draws of each step, side by side."""
+    steps = [stacked(step) for step in zip(*places, strict=True)]
+    drawn = [step for step in steps if step is not None]
+    return drawn or None
 
 
 def _given(indices: Sequence[Tensor], steps: int, segments: int, n: int) -> list[Tensor]:

@@ -41,7 +41,7 @@ def matching(
     students, image = plan.segments, torch.Size(plan.image_shape).numel()
     batch = min(plan.batch_size or plan.n, plan.n)
     passes = [len(part) for part in torch.arange(plan.n).split(batch)][::-1]
-    sizes = list(islice(cycle(passes), plan.steps))
+    sizes = [plan.parametrisation.count(rows) for rows in islice(cycle(passes), plan.steps)]
     theta = torch.empty(students, student.size, device=_NOWHERE)
     record = Record.empty(plan.steps, theta)
     held = [record.thetas, record.gradients, record.adjoint, record.hv, empty_rows(theta)]

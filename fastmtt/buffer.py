@@ -48,7 +48,7 @@ def expert_recipe(config: BufferConfig | DistillConfig, dataset: DataSet) -> Rec
         lr, batch = config.lr_teacher, config.batch_train
     recipe = Recipe(config.expert_length, batch, lr, augment=augment, precision=config.precision)
     recipe = replace(recipe, sharpness=gsam, schedule=_schedule(config, dataset))
-    recipe = replace(recipe, graph=not config.no_graph)
+    recipe = replace(recipe, graph=not config.no_graph, sparse_ratio=config.sparse_ratio)
     if isinstance(config, DistillConfig):
         return recipe
     decay_after = config.train_epochs // 2 + 1 if config.decay else None
@@ -91,7 +91,9 @@ def fill_store(config: BufferConfig | DistillConfig, dataset: DataSet) -> Expert
         FastmttError: experts that do not fit, a recipe that cannot be followed, or a folder that
             cannot be written to.
     """
-    root = store_path(config.buffer_path, dataset.name, config.model, config.zca)
+    root = store_path(
+        config.buffer_path, dataset.name, config.model, config.zca, config.sparse_ratio
+    )
     kind = identity(dataset, config.model)
     there = open_experts(root, kind)
     takes_any = isinstance(config, DistillConfig) or isinstance(there, PublishedBuffer)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastmtt import budget
-from fastmtt.buffer import fill_store, say_idle
+from fastmtt.buffer import expert_recipe, fill_store, say_idle
 from fastmtt.command import command
 from fastmtt.config import parse
 from fastmtt.data import DataSet
@@ -16,17 +16,25 @@ from fastmtt.device import load_data
 from fastmtt.distillation import Distillation
 from fastmtt.errors import FastmttError
 from fastmtt.experts.published import Experts, open_experts
-from fastmtt.experts.store import store_path
-from fastmtt.experts.trainer import identity
+from fastmtt.experts.store import TrajectoryStore, store_path
+from fastmtt.experts.trainer import description, identity, versions
 from fastmtt.labels import Labeller
 from fastmtt.loggers import check_installed, make_logger
 from fastmtt.methods import METHODS
 from fastmtt.ops import backends
 from fastmtt.options import DistillConfig
 from fastmtt.progress import say
-from fastmtt.run import RunFolder, open_run, read_metrics, settle
+from fastmtt.run import RunFolder, State, open_run, read_metrics, settle
+from fastmtt.stages import (
+    Stage,
+    continue_experts,
+    experts_folder,
+    stage_file,
+    transition_recipe,
+)
 from fastmtt.student import ConvNetStudent, make_student
 from fastmtt.student.zoo import make_network
+from fastmtt.synthetic import load_synthetic
 
 
 def experts_used(config: DistillConfig, store: Experts) -> dict[str, Any]:
@@ -60,21 +68,19 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
     store = fill_store(config, dataset)
     seconds["experts"] = time.perf_counter() - begin
     with open_run(config) as run:
-        _begin_or_go_on(distillation, run, config, store)
         run.save_json("experts.json", experts_used(config, store))
         dataset.space.save(run.path / "space.safetensors")
-        logger = make_logger(
-            config.logger, run.path, config.project, asdict(config), distillation.iteration
-        )
+        checkpoint = run.load_checkpoint()
+        done = _iterations_done(config, checkpoint)
+        logger = make_logger(config.logger, run.path, config.project, asdict(config), done)
         with closing(logger):
             run.logger = logger
-            with _within_memory(distillation):
-                distillation.distil(store, run)
+            distillation = _through_stages(distillation, run, store, checkpoint)
         left_out = sum("left_out" in record for record in read_metrics(run.path))
         if left_out:
             run.log(
-                f"{left_out} of {distillation.iteration} iterations changed nothing: their loss "
-                f"was above threshold {config.threshold} or no number"
+                f"{left_out} of {distillation.iteration_of_run} iterations changed nothing: their "
+                f"loss was above threshold {config.threshold} or no number"
             )
         summary = distillation.summary()
         run.save_json("summary.json", {**summary, "seconds": {**seconds, **summary["seconds"]}})
@@ -113,23 +119,85 @@ def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
     return budget.explained(device, matching, smaller)
 
 
-def _begin_or_go_on(
-    distillation: Distillation, run: RunFolder, config: DistillConfig, store: Experts
-) -> None:
-    checkpoint = run.load_checkpoint()
+def _iterations_done(config: DistillConfig, checkpoint: State | None) -> int:
+    """Iterations of the run behind a checkpoint, all stages'."""
     if checkpoint is None:
-        if config.resume:
+        return 0
+    values = checkpoint[1]
+    stage, iteration = values.get("stage", 0), values.get("iteration")
+    if not isinstance(stage, int) or not 0 <= stage < config.num_intervals:
+        raise FastmttError(
+            f"the checkpoint is of stage {stage}, wanted one of {config.num_intervals}, from 0; "
+            "put the run's own checkpoint back"
+        )
+    return stage * (config.Iteration + 1) + (iteration if isinstance(iteration, int) else 0)
+
+
+def _through_stages(
+    first: Distillation, run: RunFolder, store: Experts, checkpoint: State | None
+) -> Distillation:
+    """Distil stage after stage, from the checkpoint's on; give the last one."""
+    config, dataset, distillation = first.config, first.dataset, first
+    begun = 0 if checkpoint is None else checkpoint[1].get("stage", 0)
+    for number in range(begun, config.num_intervals):
+        experts = store
+        if number:
+            before, _ = load_synthetic(stage_file(run.path, number - 1))
+            stage = Stage(number, before.to(dataset.test_labels.device))
+            experts = _stage_experts(first, run, store, stage)
+            distillation = Distillation(config, dataset, stage)
+        _begin_or_go_on(distillation, run, experts, checkpoint)
+        checkpoint = None
+        with _within_memory(distillation):
+            distillation.distil(experts, run)
+        if config.num_intervals > 1:
+            run.keep_as("distilled_best.safetensors", stage_file(run.path, number))
+    return distillation
+
+
+def _stage_experts(first: Distillation, run: RunFolder, store: Experts, stage: Stage) -> Experts:
+    """A later stage's experts, trained from where training on the images so far ends."""
+    config, dataset = first.config, first.dataset
+    recipe = expert_recipe(config, dataset)
+    recipe = replace(recipe, epochs=config.epochs_read, sparse_ratio=0.0)
+    made_by = description(recipe, config.dsa_strategy, config.seed, config.held_out)
+    made_by |= transition_recipe(first.protocol, stage)
+    kind = identity(dataset, config.model)
+    earlier = stage.number - 1
+    before = TrajectoryStore(experts_folder(run.path, earlier)) if earlier else store
+    return continue_experts(
+        TrajectoryStore(experts_folder(run.path, stage.number), {**kind, "recipe": made_by}),
+        before,
+        _asked(config, store),
+        dataset,
+        first.protocol,
+        recipe,
+        stage,
+        {"versions": versions()},
+    )
+
+
+def _begin_or_go_on(
+    distillation: Distillation, run: RunFolder, store: Experts, checkpoint: State | None
+) -> None:
+    config, first = distillation.config, distillation.first_iteration
+    if checkpoint is None:
+        if config.resume and not first:
             run.log("there is no checkpoint to go on from: the run begins")
-        run.forget_metrics(0, evaluated=False)
+        run.forget_metrics(first, evaluated=False)
         source = METHODS[config.method].source
-        run.log(f"{source}; {distillation.dataset.name} from {distillation.dataset.source}")
-        if config.labels == "soft" or config.pix_init == "samples_predicted_correctly":
+        stage = f", stage {distillation.stage.number + 1}" if config.num_intervals > 1 else ""
+        dataset = distillation.dataset
+        run.log(f"{source}{stage}; {dataset.name} from {dataset.source}")
+        asked = config.labels == "soft" or config.pix_init == "samples_predicted_correctly"
+        if asked:
             say("asking the experts for start images and labels")
-            distillation.begin(_labeller(config, distillation.dataset, store))
+        distillation.begin(_labeller(config, dataset, store) if asked else None)
         return
     distillation.restore(checkpoint)
-    run.forget_metrics(distillation.iteration, evaluated=distillation.evaluated)
-    run.log(f"goes on at iteration {distillation.iteration}")
+    done = distillation.iteration_of_run
+    run.forget_metrics(done, evaluated=distillation.evaluated)
+    run.log(f"goes on at iteration {done}")
 
 
 def _labeller(config: DistillConfig, dataset: DataSet, store: Experts) -> Labeller:
@@ -149,7 +217,7 @@ def _other_experts(config: DistillConfig, dataset: DataSet) -> Experts:
         FastmttError: there are none, or they lack the snapshot that is asked.
     """
     model = str(config.Initialize_Label_Model)
-    root = store_path(config.buffer_path, dataset.name, model, config.zca)
+    root = store_path(config.buffer_path, dataset.name, model, config.zca, config.sparse_ratio)
     store = open_experts(root, identity(dataset, model))
     experts = _asked(config, store)
     if not experts:

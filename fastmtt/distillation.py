@@ -21,7 +21,7 @@ from fastmtt.errors import FastmttError
 from fastmtt.experts.published import Experts
 from fastmtt.experts.trainer import identity, versions
 from fastmtt.interrupts import deferred
-from fastmtt.labels import Labeller, correct_rows, logits, soft_labels
+from fastmtt.labels import Labeller, correct_rows, logits, of_views, soft_labels
 from fastmtt.objective import Drawn, draw_iteration, make_matcher
 from fastmtt.options import DistillConfig
 from fastmtt.pace import Pace
@@ -29,6 +29,7 @@ from fastmtt.progress import Meter
 from fastmtt.run import RunFolder, State
 from fastmtt.selection import Selection
 from fastmtt.smoothing import MovingAverage
+from fastmtt.stages import FIRST, Stage, first_snapshots
 from fastmtt.student import make_student
 from fastmtt.student.zoo import make_network
 
@@ -38,12 +39,13 @@ OUTER_MOMENTUM = 0.5  # of the published optimisers of images and learning rate
 class Distillation:
     """One run: the synthetic set, its optimisers, the matcher, and what was best so far."""
 
-    def __init__(self, config: DistillConfig, dataset: DataSet) -> None:
-        """Set everything up as it is before iteration 0, but for what experts give."""
-        self.config, self.dataset = config, dataset
-        self.choices: Choices = make_choices(config.rng, config.seed)
+    def __init__(self, config: DistillConfig, dataset: DataSet, stage: Stage = FIRST) -> None:
+        """Set everything up as it is before a stage's iteration 0, but for what experts give."""
+        self.config, self.dataset, self.stage = config, dataset, stage
+        self.choices: Choices = make_choices(config.rng, stage.seed(config.seed))
+        parametrisation = config.parametrisation
         self.set = synthetic.start(
-            dataset, config.ipc, config.pix_init, config.lr_teacher, self.choices
+            dataset, config.ipc, config.pix_init, config.lr_teacher, self.choices, parametrisation
         )
         self.network = make_network(
             config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
@@ -52,13 +54,14 @@ class Distillation:
         self.plan = Plan(
             config.syn_steps,
             config.segments,
-            len(self.set.images),
-            config.batch_syn,
+            stage.frozen + len(self.set.images),
+            config.batch_syn or len(self.set.images),
             dataset.image_shape,
             None if config.no_aug else augment,
+            parametrisation,
         )
         self.student = make_student(self.network, dataset.image_shape, precision=config.precision)
-        self.matcher = make_matcher(config, self.network, self.student.size, self.plan.augment)
+        self.matcher = make_matcher(config, self.network, self.student.size, self.plan)
         self.protocol = evaluation.Protocol(
             config.model,
             config.num_eval,
@@ -70,6 +73,7 @@ class Distillation:
             graph=not config.no_graph,
         )
         self._learn()
+        self.first_iteration = stage.number * (config.Iteration + 1)
         self.iteration, self.evaluated = 0, False
         self.ahead = self.set.images.is_cuda  # draw an iteration while the last one is computed
         self._drawn: Drawn | None = None
@@ -84,17 +88,26 @@ class Distillation:
             self.selections["ema"] = Selection(dataset.space, meta, "ema")
         self.seconds = {"matching": 0.0, "evaluation": 0.0}
 
-    def begin(self, labeller: Labeller) -> None:
-        """Start images and labels from experts, where the configuration wants that."""
+    def begin(self, labeller: Labeller | None = None) -> None:
+        """Start images and labels from experts where these are given, behind earlier stages'."""
+        if labeller is not None:
+            self._ask(labeller)
+        self.set = self.stage.joined(self.set)
+        self._learn()
+
+    def _ask(self, labeller: Labeller) -> None:
         config, made = self.config, self.set
         if config.pix_init == "samples_predicted_correctly":
-            rows = correct_rows(self.dataset, config.ipc, self.choices, labeller)
-            made.images = self.dataset.train_images[rows.to(made.images.device)].clone()
+            ipc = config.ipc * made.parametrisation.cells
+            rows = correct_rows(self.dataset, ipc, self.choices, labeller)
+            rows = rows.to(made.images.device)
+            made.images = synthetic.assembled(self.dataset, rows, made.parametrisation)
         if config.labels == "soft":
             if config.pix_init == "real":  # the published program asks one expert only, then
                 labeller = labeller.first()
-            made.labels = soft_labels(made.images.detach(), made.labels, labeller)
-        self._learn()
+            made.labels = soft_labels(
+                made.images.detach(), made.labels, labeller, made.parametrisation
+            )
 
     def distil(self, store: Experts, run: RunFolder) -> None:
         """Iterations up to ``Iteration`` inclusive, evaluated before each ``eval_it``-th.
@@ -122,7 +135,12 @@ class Distillation:
                 self._checkpoint()
             raise
         for line, selection in self.selections.items():
-            selection.keep(run, self.iteration, "last", self._set_of(line), "last iterate")
+            selection.keep(run, self.iteration_of_run, "last", self._set_of(line), "last iterate")
+
+    @property
+    def iteration_of_run(self) -> int:
+        """The iteration to come, counted through all stages."""
+        return self.first_iteration + self.iteration
 
     @property
     def lr(self) -> float:
@@ -134,7 +152,9 @@ class Distillation:
         begin = time.perf_counter()
         drawn = self._draw(self.iteration)
         if self.config.labels == "teacher":
-            self.set.labels = logits(self.student, drawn.target[0], self.set.images.detach())
+            views = self.set.parametrisation.views(self.set.images.detach())
+            found = logits(self.student, drawn.target[0], views)
+            self.set.labels = of_views(found, self.set.parametrisation)
         matched = self.matcher(
             drawn.start,
             drawn.target,
@@ -152,7 +172,7 @@ class Distillation:
         loss, lr = self._read(matched, passes)
         seconds = time.perf_counter() - begin
         self.seconds["matching"] += seconds
-        record = {"iteration": self.iteration, "loss": loss, "lr": lr, "seconds": seconds}
+        record = {"iteration": self.iteration_of_run, "loss": loss, "lr": lr, "seconds": seconds}
         self.run.log_metrics(record if passes else {**record, "left_out": True})
         self.note = f"loss {loss:.4f}, lr {lr:.5f}"
         self.iteration, self.evaluated = self.iteration + 1, False
@@ -165,13 +185,14 @@ class Distillation:
         with deferred():
             seconds = time.perf_counter() - begin
             self.seconds["evaluation"] += seconds
-            record: dict[str, Any] = {"iteration": self.iteration}
+            number = self.iteration_of_run
+            record: dict[str, Any] = {"iteration": number}
             for line, selection in self.selections.items():
-                told = selection.take(self.run, self.iteration, self._set_of(line), scores[line])
+                told = selection.take(self.run, number, self._set_of(line), scores[line])
                 record |= selection.figures(scores[line])
                 name = "accuracy of the average" if line else "accuracy"
                 self.run.log(
-                    f"iteration {self.iteration}: {name} {told} ({self.protocol.networks} "
+                    f"iteration {number}: {name} {told} ({self.protocol.networks} "
                     f"networks, lr {self.lr:.5f})"
                 )
             record |= {"networks": self.protocol.networks, "lr": self.lr}
@@ -189,6 +210,7 @@ class Distillation:
             tensors["average"] = self.average.shadow
         return {name: tensor.detach().cpu() for name, tensor in tensors.items()}, {
             **self.meta,
+            "stage": self.stage.number,
             "iteration": self.iteration,
             "evaluated": self.evaluated,
             "choices": self._undrawn(),
@@ -205,15 +227,17 @@ class Distillation:
         tensors, values = state
         device = self.set.images.device
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        for key in ("network", "dataset", "space"):
-            if values.get(key) != self.meta[key]:
+        here = {**self.meta, "stage": self.stage.number}
+        for key in ("network", "dataset", "space", "stage"):
+            if values.get(key, 0 if key == "stage" else None) != here[key]:
                 raise FastmttError(
-                    f"the checkpoint is of {key} {values.get(key)}, the run of {self.meta[key]}; "
+                    f"the checkpoint is of {key} {values.get(key)}, the run of {here[key]}; "
                     "put the run's own checkpoint back"
                 )
         try:
             self._check_shapes(tensors)
-            self.set = synthetic.Synthetic(*(tensors[n] for n in ("images", "labels", "lr")))
+            kept = {name: tensors[name] for name in self.set.tensors()}
+            self.set = self.set.with_tensors(**kept)
             self._learn()
             for name, optimiser in self.optimisers.items():
                 if f"momentum_{name}" in tensors:
@@ -235,7 +259,7 @@ class Distillation:
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` says of a finished run."""
         found: dict[str, Any] = {
-            "iterations": self.iteration,
+            "iterations": self.iteration_of_run,
             "seconds": self.seconds,
             "peak_memory_mb": peak_memory_mb(),
         }
@@ -274,6 +298,9 @@ class Distillation:
         """A step of every optimiser by the gradients that are there, and of the average."""
         if self.config.legacy_scale and self.set.images.grad is not None:
             self.set.images.grad.mul_(0.5)
+        for learned in (self.set.images, self.set.labels):
+            if learned.grad is not None:
+                learned.grad[: self.stage.frozen] = 0
         for optimiser in self.optimisers.values():
             optimiser.step()
         if self.average is not None:
@@ -281,7 +308,8 @@ class Distillation:
 
     def _check_shapes(self, tensors: Mapping[str, Tensor]) -> None:
         """ValueError where a checkpoint's tensors are not of this run's set."""
-        shape, soft = self.set.images.shape, tensors["labels"].is_floating_point()
+        shape = torch.Size([self.plan.n, *self.set.images.shape[1:]])
+        soft = tensors["labels"].is_floating_point()
         labels = (shape[0], len(self.dataset.classes)) if soft else shape[:1]
         wanted = {"images": shape, "labels": labels, "lr": (), "average": shape}
         for name in wanted.keys() & tensors.keys():
@@ -328,9 +356,17 @@ class Distillation:
             self.dataset,
             self._set_of(line).to(device),
             self.protocol,
-            desc=f"evaluate{' the average' if line else ''} at {self.iteration}",
+            desc=f"evaluate{' the average' if line else ''} at {self.iteration_of_run}",
             first=first,
+            start=self._stage_start,
         )
+
+    @property
+    def _stage_start(self) -> Tensor | None:
+        """What a later stage's evaluations begin with: where training on earlier images ended."""
+        if not self.stage.number:
+            return None
+        return first_snapshots(self.store, self.experts, self.protocol.networks)
 
     @property
     def _released(self) -> bool:
@@ -353,7 +389,7 @@ class Distillation:
             self.matcher.check_distance()
         if passes and not (math.isfinite(loss) and finite and lr > 0):
             raise FastmttError(
-                f"iteration {self.iteration} went astray: loss {loss:.4g}, learning rate "
+                f"iteration {self.iteration_of_run} went astray: loss {loss:.4g}, learning rate "
                 f"{lr:.4g}, wanted a finite loss and a positive rate; lower lr_img or lr_lr "
                 f"(the best set so far is in {self.run.path})"
             )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmtt import __version__, evaluation
 from fastmtt.accuracy_table import Row, by_network, by_set
@@ -18,13 +21,17 @@ from fastmtt.data import DataSet, load_space
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
 from fastmtt.evaluation import Protocol
+from fastmtt.experts.published import open_experts
+from fastmtt.experts.store import store_path
 from fastmtt.kept_scores import KeptScores, digest_of
 from fastmtt.ops import backends
-from fastmtt.options import BaseConfig, EvaluateConfig
+from fastmtt.options import BaseConfig, DistillConfig, EvaluateConfig
 from fastmtt.pictures import save_bars
 from fastmtt.pools import pool
 from fastmtt.published_sets import load_published
 from fastmtt.run import append_metrics
+from fastmtt.staged_evaluation import evaluate_stages
+from fastmtt.stages import first_snapshots, stage_file
 from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import Synthetic, load_synthetic
 
@@ -41,6 +48,7 @@ class Subject:
         config: what the run was made with; of published files, the defaults.
         published: published accuracy in per cent, where known.
         ours: whether it is a run's set, not a published program's.
+        stages: of a staged run, the set at the end of each stage; networks are trained on all.
     """
 
     file: Path
@@ -48,6 +56,7 @@ class Subject:
     config: BaseConfig
     published: float | None
     ours: bool
+    stages: tuple[Path, ...] = ()
 
 
 def find_subject(asked: EvaluateConfig) -> Subject:
@@ -78,7 +87,32 @@ def find_subject(asked: EvaluateConfig) -> Subject:
         )
     made_with = parse("distill", ["--cfg", str(folder / "config.yaml")])
     name = f"distilled set ({file.stem.removeprefix('distilled_')})"
+    if made_with.num_intervals > 1 and given.is_dir() and asked.which == "best":
+        stages = _stages(folder, made_with.num_intervals)
+        name = f"distilled set ({len(stages)} stages)"
+        return Subject(stages[-1], name, made_with, made_with.published, ours=True, stages=stages)
+    if asked.stage_init != "fresh":
+        raise FastmttError(
+            f"stage_init is {asked.stage_init}, but networks are trained on one set, not stage by "
+            "stage; name the folder of a staged run, or leave stage_init out"
+        )
     return Subject(file, name, made_with, made_with.published, ours=True)
+
+
+def _stages(folder: Path, count: int) -> tuple[Path, ...]:
+    """The sets of a staged run's stages.
+
+    Raises:
+        FastmttError: not all of them are done.
+    """
+    files = tuple(stage_file(folder, number) for number in range(count))
+    done = sum(file.is_file() for file in files)
+    if done < count:
+        raise FastmttError(
+            f"{folder} has done {done} of {count} stages; let it end (fastmtt.distill --resume), "
+            "or name one of its distilled_*.safetensors"
+        )
+    return files
 
 
 def load_set(asked: EvaluateConfig, subject: Subject, dataset: DataSet) -> Synthetic:
@@ -89,9 +123,7 @@ def load_set(asked: EvaluateConfig, subject: Subject, dataset: DataSet) -> Synth
     """
     if subject.ours:
         _check_space(subject.file.parent, dataset)
-        synthetic, _ = load_synthetic(subject.file)
-        if asked.lr is not None:
-            synthetic.lr = torch.tensor(asked.lr)
+        synthetic = _own_set(subject.file, asked)
     else:
         synthetic = load_published(
             subject.file,
@@ -102,6 +134,21 @@ def load_set(asked: EvaluateConfig, subject: Subject, dataset: DataSet) -> Synth
         )
     _check_fits(subject.file, dataset, synthetic)
     return synthetic.to(dataset.test_labels.device)
+
+
+def load_stages(asked: EvaluateConfig, subject: Subject, dataset: DataSet) -> list[Synthetic]:
+    """Read the sets of a staged run's stages, as :func:`load_set` reads one."""
+    sets = [_own_set(file, asked) for file in subject.stages]
+    for file, one in zip(subject.stages, sets, strict=True):
+        _check_fits(file, dataset, one)
+    return [one.to(dataset.test_labels.device) for one in sets]
+
+
+def _own_set(file: Path, asked: EvaluateConfig) -> Synthetic:
+    synthetic, _ = load_synthetic(file)
+    if asked.lr is not None:
+        synthetic.lr = torch.tensor(asked.lr)
+    return synthetic
 
 
 @command
@@ -125,14 +172,22 @@ def main(argv: list[str] | None = None) -> None:
     with backends.use(config.backend, config.precision):
         dataset = load_data(config)
         synthetic = load_set(asked, subject, dataset)
+        stages = load_stages(asked, subject, dataset)
+        start = None
+        if asked.stage_init == "released":
+            start = _released_start(subject, protocol, networks)
+        score = partial(_score, dataset, synthetic, stages, start)
         for name in networks:  # whether there are all of them, before the first is trained
             make_network(name, image_shape=dataset.image_shape, classes=len(dataset.classes))
-        digest = _digest(config, protocol, networks, dataset, synthetic, asked.compare)
+        sets = [synthetic, *stages[:-1]]
+        digest = _digest(config, protocol, networks, dataset, sets, start, asked.compare)
         kept = KeptScores(folder, digest, resume=asked.resume)
         if asked.eval_mode is None:
-            rows = _train_on_all(subject.name, dataset, synthetic, protocol, asked.compare, kept)
+            rows = _train_on_all(
+                subject.name, dataset, synthetic, protocol, asked.compare, kept, score
+            )
         else:
-            rows = _train_each(subject.name, networks, dataset, synthetic, protocol, kept)
+            rows = _train_each(subject.name, networks, synthetic, protocol, kept, score)
     data = f"{len(dataset.test_images)} test images of {dataset.name} ({dataset.source})"
     if asked.eval_mode is None:
         print(by_set(rows, f"{config.model} on {data}"))
@@ -143,6 +198,50 @@ def main(argv: list[str] | None = None) -> None:
     kept.remove()
 
 
+Score = Callable[[Protocol, str, KeptScores], evaluation.Scores]
+
+
+def _score(
+    dataset: DataSet,
+    synthetic: Synthetic,
+    stages: list[Synthetic],
+    start: Tensor | None,
+    protocol: Protocol,
+    desc: str,
+    kept: KeptScores,
+) -> evaluation.Scores:
+    """Accuracy of networks trained on the set, or on a staged run's sets one after another."""
+    if not stages:
+        return evaluation.evaluate_distilled(dataset, synthetic, protocol, desc, kept)
+    return evaluate_stages(dataset, stages, protocol, desc=desc, kept=kept, start=start)
+
+
+def _released_start(subject: Subject, protocol: Protocol, networks: list[str]) -> Tensor:
+    """Every network's initial weights in PDD's program: those of the first expert's start.
+
+    Raises:
+        FastmttError: the experts are gone, or of another network.
+    """
+    config = subject.config
+    assert isinstance(config, DistillConfig)
+    if {protocol.model, *networks} != {config.model}:
+        raise FastmttError(
+            f"stage_init released begins with weights of {config.model}, but the networks are "
+            f"{', '.join(networks)}; set stage_init to fresh"
+        )
+    with_name = load_synthetic(subject.file)[1]
+    root = store_path(
+        config.buffer_path, with_name["dataset"], config.model, config.zca, config.sparse_ratio
+    )
+    store = open_experts(root, {"shapes": with_name["shapes"]})
+    if not (experts := store.indices()):
+        raise FastmttError(
+            f"{root} holds no experts, and stage_init released begins with the first one's initial "
+            "weights; set stage_init to fresh"
+        )
+    return first_snapshots(store, experts[:1], protocol.networks)
+
+
 def _train_on_all(
     name: str,
     dataset: DataSet,
@@ -150,10 +249,11 @@ def _train_on_all(
     protocol: Protocol,
     compare: bool,
     kept: KeptScores,
+    score: Score,
 ) -> list[Row]:
     """One network on the set and, to compare, on real images."""
     model, count, lr = protocol.model, len(synthetic.images), float(synthetic.lr)
-    scores = evaluation.evaluate_distilled(dataset, synthetic, protocol, kept=kept)
+    scores = score(protocol, "distilled set", kept)
     rows = [Row(name, model, count, scores, lr, epochs=protocol.epochs)]
     if compare:
         ipc = max(1, count // len(dataset.classes))
@@ -172,17 +272,17 @@ def _train_on_all(
 def _train_each(
     name: str,
     networks: list[str],
-    dataset: DataSet,
     synthetic: Synthetic,
     protocol: Protocol,
     kept: KeptScores,
+    score: Score,
 ) -> list[Row]:
     """Several networks on the set, all by the settings it was distilled for."""
     rows = []
     for model in networks:
         own = dataclasses.replace(protocol, model=model)
         desc = f"{model} on the distilled set"
-        scores = evaluation.evaluate_distilled(dataset, synthetic, own, desc, kept)
+        scores = score(own, desc, kept)
         lr = float(synthetic.lr)
         rows.append(Row(name, model, len(synthetic.images), scores, lr, epochs=protocol.epochs))
     return rows
@@ -220,7 +320,8 @@ def _check_space(folder: Path, dataset: DataSet) -> None:
 
 
 def _check_fits(file: Path, dataset: DataSet, synthetic: Synthetic) -> None:
-    shape, labels, classes = tuple(synthetic.images.shape[1:]), synthetic.labels, dataset.classes
+    shape = synthetic.parametrisation.image_shape(tuple(synthetic.images.shape[1:]))
+    labels, classes = synthetic.labels, dataset.classes
     soft = labels.is_floating_point()
     fits = labels.shape[1] == len(classes) if soft else int(labels.max()) < len(classes)
     if shape != dataset.image_shape or not fits:
@@ -237,7 +338,8 @@ def _digest(
     protocol: Protocol,
     networks: list[str],
     dataset: DataSet,
-    synthetic: Synthetic,
+    sets: list[Synthetic],
+    start: Tensor | None,
     compare: bool,
 ) -> str:
     """Of everything the numbers come from; real images for training only where they are used."""
@@ -247,11 +349,12 @@ def _digest(
         "classes": len(dataset.classes),
         "compare": REAL_STEPS if compare else None,
         "backend": config.backend,
-        "device": str(synthetic.images.device),
+        "device": str(dataset.test_labels.device),
         "threads": torch.get_num_threads(),
         "versions": [__version__, torch.__version__],
     }
-    tensors: list[Any] = [synthetic.images, synthetic.labels, synthetic.lr]
+    tensors: list[Any] = [tensor for one in sets for tensor in one.tensors().values()]
+    tensors += [] if start is None else [start]
     tensors += [dataset.test_images, dataset.test_labels]
     tensors += [dataset.held_out_images, dataset.held_out_labels]
     if compare:

@@ -83,6 +83,7 @@ def evaluate(
     desc: str = "evaluate",
     kept: Kept | None = None,
     before: Examples | None = None,
+    start: Tensor | None = None,
 ) -> Scores:
     """Accuracy of fresh networks trained on ``examples``.
 
@@ -99,28 +100,83 @@ def evaluate(
         kept: networks it holds are not trained again, those that are trained are put there.
         before: what the networks are trained on first, to the bits they would reach on it alone;
             then they go on on ``examples``, with a new optimiser. ``kept`` must be None then.
+        start: the networks' initial weights [networks,P] in place of fresh ones.
     """
-    kept = {} if kept is None else kept
-    batch = min(protocol.batch_train, examples.count)
-    network = _network(dataset, protocol)
-    compiled = isinstance(network, ConvNetStudent)
-    usual = _recipe(examples, [lr] if isinstance(lr, float) else lr, protocol)
-    at_once = together(network, examples, usual, protocol.networks) if compiled else 1
-    groups = torch.arange(protocol.networks).split(at_once)
-    names = [f"{desc}: lr {lr!r}, networks {int(g[0])} to {int(g[-1])}" for g in groups]
-    todo = [(name, group) for name, group in zip(names, groups, strict=True) if name not in kept]
     # the first set is drawn from as it is when it stands alone: these are the networks it trains
     sets = {what: examples} if before is None else {what: before, f"{what} after": examples}
-    steps = -(-examples.count // batch) * (protocol.epochs + 1)
-    with Meter(len(todo) * len(sets) * steps, desc) as meter:
+
+    def train_all(
+        network: Network, theta: Tensor, group: Tensor, after_step: Callable[[], None]
+    ) -> Tensor:
+        for draws, given in sets.items():
+            members, own = group.tolist(), given.of(group)
+            theta = trained_on(network, theta, own, lr, protocol, draws, members, after_step)
+        return theta
+
+    return in_groups(
+        dataset,
+        protocol,
+        train_all,
+        examples=examples,
+        steps=len(sets) * epoch_steps(examples, protocol) * (protocol.epochs + 1),
+        what=what,
+        desc=desc,
+        settings=f"lr {lr!r}",
+        kept=kept,
+        start=start,
+    )
+
+
+def epoch_steps(examples: Examples, protocol: Protocol) -> int:
+    """Steps of an epoch over a set."""
+    return -(-examples.count // min(protocol.batch_train, examples.count))
+
+
+def in_groups(
+    dataset: DataSet,
+    protocol: Protocol,
+    train_all: Callable[[Network, Tensor, Tensor, Callable[[], None]], Tensor],
+    *,
+    examples: Examples,
+    steps: int,
+    what: str,
+    desc: str,
+    settings: str,
+    kept: Kept | None = None,
+    start: Tensor | None = None,
+) -> Scores:
+    """Accuracy of networks trained in groups that fit side by side.
+
+    Args:
+        dataset: gives the images to test on.
+        protocol: gives the networks.
+        train_all: trains some: of a network, weights [S,P], numbers [S] and what to call after
+            every step, the trained weights.
+        examples: a set like those to train on: what fits side by side is measured with it.
+        steps: that ``train_all`` takes.
+        what: names the draws of initial weights.
+        desc: shown with the progress.
+        settings: what tells scores apart in ``kept``, besides ``desc``.
+        kept: networks it holds are not trained again, those that are trained are put there.
+        start: initial weights [networks,P] in place of fresh ones.
+    """
+    kept = {} if kept is None else kept
+    network = _network(dataset, protocol)
+    at_once = 1
+    if isinstance(network, ConvNetStudent):
+        usual = recipe_for(examples, [REAL_LR], protocol)
+        at_once = together(network, examples, usual, protocol.networks)
+    groups = torch.arange(protocol.networks).split(at_once)
+    names = [f"{desc}: {settings}, networks {int(g[0])} to {int(g[-1])}" for g in groups]
+    todo = [(name, group) for name, group in zip(names, groups, strict=True) if name not in kept]
+    with Meter(len(todo) * steps, desc) as meter:
         for name, group in todo:
-            begun, members = monotonic(), group.tolist()
-            network = _network(dataset, protocol)
-            theta = _fresh(dataset, protocol, what, members)
-            for draws, given in sets.items():
-                theta = _trained(
-                    network, theta, given.of(group), lr, protocol, draws, members, meter.step
-                )
+            begun, network = monotonic(), _network(dataset, protocol)
+            if start is None:
+                theta = _fresh(dataset, protocol, what, group.tolist())
+            else:
+                theta = start[group.to(start.device)]
+            theta = train_all(network, theta, group, meter.step)
             scores = _scores(theta, network, dataset)
             kept[name] = scores._replace(seconds=monotonic() - begun)
     parts = [kept[name] for name in names]
@@ -153,7 +209,7 @@ def _fresh(dataset: DataSet, protocol: Protocol, what: str, members: list[int]) 
     return torch.stack([initial_weights(make, protocol.seed, f"{what} init", m) for m in members])
 
 
-def _recipe(examples: Examples, lrs: list[float], protocol: Protocol) -> Recipe:
+def recipe_for(examples: Examples, lrs: list[float], protocol: Protocol) -> Recipe:
     """The protocol's way to train on a set."""
     return Recipe(
         epochs=protocol.epochs + 1,
@@ -168,7 +224,7 @@ def _recipe(examples: Examples, lrs: list[float], protocol: Protocol) -> Recipe:
     )
 
 
-def _trained(
+def trained_on(
     network: Network,
     theta: Tensor,
     examples: Examples,
@@ -178,11 +234,10 @@ def _trained(
     members: list[int],
     after_step: Callable[[], None],
 ) -> Tensor:
-    """Train some of the networks side by side by the protocol."""
+    """Weights [S,P] of some of the networks, trained side by side by the protocol."""
     lrs = [lr[m] for m in members] if isinstance(lr, list) else [lr] * len(members)
-    recipe = _recipe(examples, lrs, protocol)
-    # a single network may draw as it computes: its draws, too, depend on its number alone
-    with _drawing(examples.images.device, torch_seed(protocol.seed, f"{what} forward", members[0])):
+    recipe = recipe_for(examples, lrs, protocol)
+    with own_draws(examples.images.device, protocol.seed, what, members[0]):
         return train(
             network,
             theta.to(examples.images.device),
@@ -196,8 +251,12 @@ def _trained(
 
 
 @contextmanager
-def _drawing(device: torch.device, seed: int) -> Iterator[None]:
-    """Draw from generators with a seed of their own; torch's global ones stay as they were."""
+def own_draws(device: torch.device, seed: int, what: str, member: int) -> Iterator[None]:
+    """Torch's global generators seeded by a network's number, and afterwards as they were.
+
+    A single network may draw as it computes: its draws, too, depend on its number alone.
+    """
+    seed = torch_seed(seed, f"{what} forward", member)
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(seed)
@@ -221,21 +280,32 @@ def evaluate_distilled(
     desc: str = "distilled set",
     kept: Kept | None = None,
     first: Synthetic | None = None,
+    start: Tensor | None = None,
 ) -> Scores:
     """Accuracy of networks trained on the distilled set at its own learning rate.
 
     With ``first`` the networks have been trained on that set before, as FTD's released evaluation
-    of its averaged images has it.
+    of its averaged images has it; with ``start`` they begin with those weights [networks,P].
     """
     lr = float(synthetic.lr.detach())
-    before = None if first is None else _examples(first)
+    before = None if first is None else examples_of(first)
     return evaluate(
-        dataset, _examples(synthetic), lr, protocol, desc=desc, kept=kept, before=before
+        dataset,
+        examples_of(synthetic),
+        lr,
+        protocol,
+        desc=desc,
+        kept=kept,
+        before=before,
+        start=start,
     )
 
 
-def _examples(synthetic: Synthetic) -> Examples:
-    return Examples(synthetic.images.detach(), synthetic.targets.detach())
+def examples_of(synthetic: Synthetic) -> Examples:
+    """A set to train on, as it is."""
+    whole = synthetic.parametrisation.whole(synthetic.images.detach(), synthetic.targets.detach())
+    images, labels, parametrisation = whole
+    return Examples(images, labels, parametrisation=parametrisation)
 
 
 def evaluate_random(

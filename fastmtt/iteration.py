@@ -19,6 +19,7 @@ from fastmtt.augment import DSA
 from fastmtt.batches import Augment, Draws, PlacedDraws, SyntheticSteps
 from fastmtt.capture import Captured, can_capture, send
 from fastmtt.ops import backends
+from fastmtt.parametrisation import Pixels
 from fastmtt.student import Student
 from fastmtt.sweeps import Gradient, Record, adjoint_sweep, empty_rows, forward_sweep
 
@@ -30,7 +31,7 @@ class Inputs(NamedTuple):
     """What an iteration is differentiated in.
 
     Attributes:
-        images: [n,C,H,W].
+        images: [n,C,H,W], as they are stored.
         labels: int64 [n] or probabilities [n,K].
         lr: a scalar or one a step [N].
         start: [S,P], public order.
@@ -53,6 +54,7 @@ class Options:
     keep: Keep | None
     memory: int | None
     graph: bool
+    parametrisation: Pixels
 
 
 class Iteration:
@@ -77,7 +79,12 @@ class Iteration:
             self.g = start.new_empty(())  # the loss's cotangent
             self.keep = _keep_of(options.keep, student, start)
         self.steps = SyntheticSteps(
-            self.inputs.images, self.inputs.labels, len(start), self.draws.draws, options.augment
+            self.inputs.images,
+            self.inputs.labels,
+            len(start),
+            self.draws.draws,
+            options.augment,
+            options.parametrisation,
         )
         ours = options.augment is None or isinstance(options.augment, DSA)
         dsa = options.augment is not None

@@ -15,6 +15,7 @@ from fastmtt.choices import Choices
 from fastmtt.data import DataSet
 from fastmtt.errors import FastmttError
 from fastmtt.experts.published import Experts
+from fastmtt.parametrisation import PIXELS, Pixels
 from fastmtt.student import Student
 from fastmtt.synthetic import class_rows
 
@@ -87,26 +88,35 @@ def correct_rows(dataset: DataSet, ipc: int, choices: Choices, labeller: Labelle
     return torch.tensor(picked)
 
 
-def soft_labels(images: Tensor, labels: Tensor, labeller: Labeller) -> Tensor:
+def soft_labels(
+    images: Tensor, labels: Tensor, labeller: Labeller, parametrisation: Pixels = PIXELS
+) -> Tensor:
     """Logits of each image, averaged over the experts that classify it correctly.
 
     Of an image that none gets right the published program makes NaN; here all experts count then.
 
     Args:
-        images: [n,C,H,W].
+        images: stored images [n,C,H,W]; of what they show the logits' mean counts.
         labels: int64 [n], what is correct.
         labeller: the experts.
+        parametrisation: the images'.
 
     Returns:
         float32 [n,K].
     """
     right = torch.zeros(len(images), 1, device=images.device, dtype=images.dtype)
     of_right = of_all = torch.zeros((), device=images.device, dtype=images.dtype)
+    views = parametrisation.views(images)
     for expert in labeller.experts:
-        given = labeller.logits(expert, images)
+        given = of_views(labeller.logits(expert, views), parametrisation)
         correct = (given.argmax(-1) == labels)[:, None].to(given.dtype)
         right, of_right, of_all = right + correct, of_right + correct * given, of_all + given
     return torch.where(right > 0, of_right / right.clamp(min=1), of_all / len(labeller.experts))
+
+
+def of_views(logits: Tensor, parametrisation: Pixels) -> Tensor:
+    """Logits [n,K] of stored images: the mean over what each shows, given [cells*n,K]."""
+    return logits.unflatten(0, (parametrisation.cells, -1)).mean(0)
 
 
 def logits(student: Student, theta: Tensor, images: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from fastmtt.batches import Augment, Draws, draw
 from fastmtt.capture import Latest
 from fastmtt.iteration import Inputs, Iteration, Keep, Options, key
 from fastmtt.ops import backends
+from fastmtt.parametrisation import PIXELS, Pixels
 from fastmtt.student import LossFunction, Room, Student, make_student
 from fastmtt.sweeps import Gradient
 from fastmtt.unroll import refuse_graph
@@ -52,6 +53,7 @@ class TrajectoryMatcher(nn.Module):
         loss_fn: LossFunction | None = None,
         augment: Augment | None = None,
         keep: Keep | None = None,
+        parametrisation: Pixels = PIXELS,
         precision: str | None = None,
         memory: int | None = None,
         backend: str | None = None,
@@ -69,6 +71,7 @@ class TrajectoryMatcher(nn.Module):
                 the latter the output and its graph are kept for every step.
             keep: parameters that count: a boolean mask [P], indices into the flat vector, or a
                 function from squared distances [P] to either.
+            parametrisation: what training images are made of; the images given are stored ones.
             precision: of what float32 convolutions multiply; sums, statistics and weights stay
                 float32. None is "fp32" on a CPU, and on a GPU "tf32" unless torch's switch
                 ``torch.backends.cudnn.allow_tf32`` forbids it; "bf16" rounds to bfloat16, but in a
@@ -92,7 +95,8 @@ class TrajectoryMatcher(nn.Module):
         self._module = (student,)  # in a tuple: its parameters are not ours
         self.steps, self.batch_size, self.augment = steps, batch_size, augment
         self.loss_fn, self.precision, self.backend = loss_fn, precision, backend
-        self._options = Options(gradient, augment, keep, memory, graph)
+        self._options = Options(gradient, augment, keep, memory, graph, parametrisation)
+        self.parametrisation = parametrisation
         self._room = Room()
         self._iterations: Latest[Iteration] = Latest(2)
         self._last: Iteration | None = None
@@ -116,7 +120,7 @@ class TrajectoryMatcher(nn.Module):
             start: expert weights theta_0, flat [P] or [S,P] in ``named_parameters()`` order, or a
                 dict of tensors by parameter name.
             target: expert weights theta* of the same shape.
-            images: synthetic images [n,C,H,W], shared by the segments.
+            images: synthetic images [n,C,H,W], as they are stored, shared by the segments.
             labels: class indices int64 [n] or probabilities [n,K].
             lr: the student's learning rate, a scalar or one a step [N].
             indices: rows of the set for each step, N tensors int64 [b] or [S,b]; None draws them.
@@ -138,9 +142,10 @@ class TrajectoryMatcher(nn.Module):
                 f"{kinds[1]}"
             )
         check_examples(images, labels, (), start, "the synthetic set")
+        image_shape = self.parametrisation.image_shape(tuple(images.shape[1:]))
         student = make_student(
             self._module[0],
-            tuple(images.shape[1:]),
+            image_shape,
             self.loss_fn,
             precision=self.precision,
             room=self._room,
@@ -159,8 +164,9 @@ class TrajectoryMatcher(nn.Module):
                 segments=segments,
                 n=len(images),
                 batch_size=self.batch_size,
-                image_shape=images.shape[1:],
+                image_shape=image_shape,
                 augment=self.augment,
+                parametrisation=self.parametrisation,
                 indices=indices,
             )
         self._calls += 1

@@ -47,4 +47,5 @@ METHODS = {
     "pad": Method(
         "PAD: Li et al., 2024, arXiv 2408.03360", {**_DATM, "keep": "loss", "batch_syn": 256}
     ),
+    "pdd": Method("PDD: Chen et al., ICLR 2024, arXiv 2310.06982", {"num_intervals": 5}),
 }

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastmtt.augment import DSA
 from fastmtt.batches import Draws, Plan
 from fastmtt.capture import sent
 from fastmtt.choices import Choices
@@ -21,7 +20,7 @@ from fastmtt.sweeps import Gradient
 
 
 def make_matcher(
-    config: DistillConfig, network: nn.Module, size: int, augment: DSA | None
+    config: DistillConfig, network: nn.Module, size: int, plan: Plan
 ) -> TrajectoryMatcher:
     """The matcher of a configuration.
 
@@ -29,15 +28,16 @@ def make_matcher(
         config: how to match.
         network: whose trajectories.
         size: P, the number of its weights.
-        augment: what batches of the student's steps go through.
+        plan: what its batches look like.
     """
     return TrajectoryMatcher(
         network,
         steps=config.syn_steps,
-        batch_size=config.batch_syn,
+        batch_size=plan.batch_size,
         gradient=_gradient(config),
-        augment=augment,
+        augment=plan.augment,
         keep=_keep(config, size),
+        parametrisation=plan.parametrisation,
         precision=config.precision,
         memory=config.memory,
         graph=not config.no_graph,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -28,6 +28,7 @@ _IGNORED = {
     "record_loss": "every loss is recorded in metrics.jsonl",
     "force_save": "images are saved at every evaluation, however many there are",
     "load_all": "trajectories are read in place, without loading their files",
+    "use-random-pruning": "experts are pruned where sparse_ratio is above 0",
     "save_interval": "every expert has a file of its own",
     "Initialize_Label_Model_Dir": "no published program reads it; buffer_path is searched",
     **dict.fromkeys(
@@ -38,10 +39,12 @@ _IGNORED_BY_EVALUATE = {
     "lr_teacher": "the published evaluation does not read it; lr sets the learning rate",
     "no_aug": "evaluation augments by dsa alone",
 }
-# Keys by the names they had in DATM's first files.
+# Keys by other names: those of DATM's first files, PDD's.
 _RENAMED = {
     "Initial_Step": "current_max_start_epoch",
     "learn_end_epoch": "expansion_end_epoch",
+    "sparse-ratio": "sparse_ratio",
+    "override_epoch_eval_train": "epoch_eval_train",
 }
 _EMPTY_IS_NULL = ("Initialize_Label_Model", "sort_method")
 _GROWING = ("current_max_start_epoch", "expansion_end_epoch")
@@ -54,32 +57,19 @@ class _Absent:
     Attributes:
         choice: What it is and whose.
         same: Values that ask for what happens here anyway.
-        switch: A key, and the value it has where no file sets it; where it is false the row's key
-            has no effect.
     """
 
     choice: str
-    same: tuple[Any, ...] = field(default=())
-    switch: tuple[str, bool] | None = None
+    same: tuple[Any, ...]
 
-
-_TEXTURE = "MTT's textures"
-_STAGES = _Absent("PDD's stages", (1,))
-_PRUNED = "PDD's pruned experts"
 
 _ABSENT = {
-    "texture": _Absent(_TEXTURE, (False,)),
-    "canvas_size": _Absent(_TEXTURE, (), ("texture", False)),
-    "canvas_samples": _Absent(_TEXTURE, (), ("texture", False)),
     "eval_mode": _Absent("evaluation on several networks, which evaluate has", ("S",)),
     "max_files": _Absent("a number of files of ten experts, for which max_experts stands", (None,)),
     "loss_type": _Absent("TESLA's other losses of experts", ("ce",)),
     "random_trajectory": _Absent("TESLA's random trajectories", (False,)),
-    "num_intervals": _STAGES,
-    "start_interval": _STAGES,
+    "start_interval": _Absent("PDD's later first stage, for which resume stands", (1,)),
     "start_sampling_epoch": _Absent("PDD's first epoch, for which min_start_epoch stands", (0,)),
-    "use-random-pruning": _Absent(_PRUNED, (False,)),
-    "sparse-ratio": _Absent(_PRUNED, (0,)),
 }
 
 
@@ -128,7 +118,7 @@ def settle(entries: Sequence[Entry], known: Container[str], command: str) -> lis
     kept, said = [], []
     lacking: dict[str, list[str]] = {}
     for entry, as_written in zip(entries, written, strict=True):
-        absent = _absent_choice(entry, values, known)
+        absent = _absent_choice(entry, known)
         if absent:
             lacking.setdefault(absent, []).append(f"{entry.name}: {entry.text}")
         elif reason := _reason(entry, values, known, command):
@@ -165,9 +155,9 @@ def _is_none(entry: Entry) -> bool:
     return entry.value == "None"
 
 
-def _absent_choice(entry: Entry, values: dict[str, Any], known: Container[str]) -> str | None:
+def _absent_choice(entry: Entry, known: Container[str]) -> str | None:
     row = _ABSENT.get(entry.name)
-    if entry.name in known or row is None or entry.value in row.same or _off(row, values):
+    if entry.name in known or row is None or entry.value in row.same:
         return None
     return row.choice
 
@@ -187,8 +177,6 @@ def _reason(
     row = _ABSENT.get(entry.name)
     if row is None:
         return _IGNORED.get(entry.name)
-    if row.switch and _off(row, values):
-        return f"it has an effect with {row.switch[0]} only"
     return f"{entry.text or 'empty'} is what happens here anyway"
 
 
@@ -201,7 +189,7 @@ def _as_ours(entry: Entry, values: dict[str, Any], known: Container[str]) -> tup
         )
     if name in _RENAMED and _RENAMED[name] in known:
         ours = entry.renamed(_RENAMED[name])
-        return ours, f"is taken as {ours.name}, its later name{_growing_note(values)}"
+        return ours, f"is taken as {ours.name}, its name here{_growing_note(values)}"
     if name == "teacher_label" and value is True and "labels" in known:
         return entry.renamed("labels").with_value("teacher"), "is taken as labels: teacher"
     if name in _EMPTY_IS_NULL and not entry.text and (value == "" or not entry.file):
@@ -224,7 +212,3 @@ def _growing_note(values: dict[str, Any]) -> str:
 
 def _learns_labels(values: Container[str]) -> bool:
     return "method" not in values and method_of(values)[0] != "mtt"
-
-
-def _off(row: _Absent, values: dict[str, Any]) -> bool:
-    return row.switch is not None and values.get(*row.switch) is False

@@ -13,11 +13,12 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("batch_train", "threads", "num_experts", "train_epochs", "ipc", "eval_it"), 1),
     **dict.fromkeys(("experts_at_once", "num_eval", "batch_syn", "expert_epochs", "syn_steps"), 1),
     **dict.fromkeys(("max_start_epoch", "max_experts", "expert_batch", "gradient", "segments"), 1),
+    **dict.fromkeys(("canvas_size", "canvas_samples", "num_intervals"), 1),
     **dict.fromkeys(("seed", "Iteration", "epoch_eval_train", "min_start_epoch", "memory"), 0),
     **dict.fromkeys(("mom", "l2", "lr_img", "lr_lr", "published"), 0),
     **dict.fromkeys(("held_out", "lr_teacher", "expert_lr", "lr"), 0),
     **dict.fromkeys(("lr_y", "Momentum_y", "loss_ratio", "depth_ratio", "ema_decay"), 0),
-    **dict.fromkeys(("rho_max", "rho_min", "alpha", "ratio", "init_ratio"), 0),
+    **dict.fromkeys(("rho_max", "rho_min", "alpha", "ratio", "init_ratio", "sparse_ratio"), 0),
     **dict.fromkeys(("rm_easy_ratio_first", "rm_easy_ratio_second", "threshold"), 0),
     **dict.fromkeys(("add_end_epoch", "rm_epoch_first", "rm_epoch_second"), 0),
     **dict.fromkeys(("res", "current_max_start_epoch", "expansion_end_epoch"), 1),
@@ -27,7 +28,7 @@ _LEAST: dict[str, float] = {
 }
 _ABOVE = {"lr_teacher", "expert_lr", "lr", "threshold", "init_ratio"}
 # At 1 these leave no weight, no image, or an average that stays as it began.
-_BELOW = {"loss_ratio", "depth_ratio", "ratio", "ema_decay"}
+_BELOW = {"loss_ratio", "depth_ratio", "ratio", "ema_decay", "sparse_ratio"}
 _BELOW |= {"rm_easy_ratio_first", "rm_easy_ratio_second"}
 _MOST: dict[str, float] = {
     "mom": 1,
@@ -35,9 +36,11 @@ _MOST: dict[str, float] = {
     # Each step is drawn beforehand, and keeps two copies of the weights.
     "syn_steps": 100_000,
     "segments": 10_000,
+    **dict.fromkeys(("canvas_size", "canvas_samples", "num_intervals"), 100),
     "published": 100,
     **dict.fromkeys(("Momentum_y", "loss_ratio", "depth_ratio", "ema_decay", "ratio"), 1),
     **dict.fromkeys(("init_ratio", "rm_easy_ratio_first", "rm_easy_ratio_second"), 1),
+    "sparse_ratio": 1,
     **dict.fromkeys(("seed", "memory"), 2**63 - 1),
 }
 _MOST_WHOLE = 2**31 - 1  # of whole numbers that _MOST does not name: no machine has more of them

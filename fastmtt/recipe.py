@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from fastmtt.augment import DSA
+from fastmtt.cutmix import CutMix
+from fastmtt.parametrisation import PIXELS, Pixels
 
 
 class Images(Protocol):
@@ -42,11 +44,13 @@ class Examples:
         images: [n,C,H,W], or a tensor [S,n,C,H,W].
         labels: int64 [n] or probabilities [n,K], or the same with S in front.
         shared: whether all students see one set.
+        parametrisation: what training images are made of, where ``images`` are stored ones.
     """
 
     images: Images
     labels: Tensor
     shared: bool = True
+    parametrisation: Pixels = PIXELS
 
     @property
     def count(self) -> int:
@@ -55,11 +59,11 @@ class Examples:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return tuple(self.images.shape[-3:])
+        """A training image's (C, H, W)."""
+        return self.parametrisation.image_shape(tuple(self.images.shape[-3:]))
 
     def pick(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Each student's rows [S,b]: images [S,b,C,H,W] and labels [S,b] or [S,b,K]."""
+        """Each student's rows [S,b]: stored images [S,b,...] and labels [S,b] or [S,b,K]."""
         if self.shared:
             return self.images[rows], self.labels[rows]
         students = torch.arange(len(rows), device=rows.device)[:, None]
@@ -69,7 +73,7 @@ class Examples:
         """The same for some of the students."""
         if self.shared:
             return self
-        return Examples(self.images[students], self.labels[students], shared=False)
+        return replace(self, images=self.images[students], labels=self.labels[students])
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,11 @@ class Recipe:
         schedule: which examples an epoch sees, or None for all.
         precision: what the student is to be made with (``make_student``).
         graph: whether steps on a GPU are recorded as CUDA graphs where they can be.
+        sparse_ratio: share of an expert's convolution weights that is pruned.
+        cutmix: CutMix on every batch, behind the augmentation, or None.
+        milestones: numbers of epochs done at which lr is multiplied by ``gamma``, the momentum
+            kept.
+        gamma: see ``milestones``.
     """
 
     epochs: int
@@ -133,6 +142,10 @@ class Recipe:
     schedule: Schedule | None = None
     precision: str | None = None
     graph: bool = True
+    sparse_ratio: float = 0.0
+    cutmix: CutMix | None = None
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.2
 
     def steps(self, epoch: int, count: int) -> int:
         """Steps an epoch takes over so many examples."""

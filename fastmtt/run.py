@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -103,6 +104,12 @@ class RunFolder:
         """Write one tensor in the layout other programs read, atomically."""
         # Cloned: of a view, torch.save would write all it looks into.
         write_pt(self.path / name, tensor.detach().cpu().clone())
+
+    def keep_as(self, name: str, path: Path) -> None:
+        """Copy a file of the run's under another name, once, atomically."""
+        if not path.exists():
+            with replacing(path) as temporary:
+                shutil.copyfile(self.path / name, temporary)
 
     def save_image_grid(self, name: str, pixels: Tensor) -> None:
         """Write a picture of images [n,C,H,W] in pixel space."""
@@ -267,6 +274,7 @@ def _difference(folder: Path, config: DistillConfig) -> str:
     began = parse("distill", ["--cfg", str(folder / "config.yaml")])
     for field in dataclasses.fields(config):
         then, now = getattr(began, field.name), getattr(config, field.name)
-        if field.name not in _FREE and then != now:
+        free = field.name in _FREE and not (field.name == "Iteration" and config.num_intervals > 1)
+        if not free and then != now:
             return f"{field.name} was {then}, now it is {now}"
     return ""

@@ -55,13 +55,13 @@ class Selection:
         """
         mean, std = percent(scores.test)
         picture = run.path / f"{self.prefix}images_{iteration:06d}.png"
-        run.save_image_grid(picture.name, self.space.to_pixels(kept.images))
+        run.save_image_grid(picture.name, kept.to_pixels(self.space))
         run.logger.picture(iteration, f"{self.prefix}distilled", picture)
         self.last = Choice(mean, mean, iteration)
         if self.best.improves(mean):
             self.best = self.last
             self.keep(run, iteration, "best", kept, "test accuracy")
-            for name, tensor in asdict(kept).items():
+            for name, tensor in kept.tensors().items():
                 run.save_pt(f"{self.prefix}{name}_best.pt", tensor)
         told = f"{mean:.2f} ± {std:.2f} %, best {self.best.test:.2f} %"
         if scores.held_out is None:
@@ -78,7 +78,7 @@ class Selection:
         """Write a set and its picture under a name."""
         meta = {**self.meta, "iteration": iteration, "chosen_by": chosen_by}
         kept.save(run.path / f"distilled_{self.prefix}{name}.safetensors", meta)
-        run.save_image_grid(f"{self.prefix}images_{name}.png", self.space.to_pixels(kept.images))
+        run.save_image_grid(f"{self.prefix}images_{name}.png", kept.to_pixels(self.space))
 
     def figures(self, scores: Scores) -> dict[str, float]:
         """An evaluation's figures by their names in ``metrics.jsonl``."""

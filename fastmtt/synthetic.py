@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from fastmtt.choices import Choices
-from fastmtt.data import DataSet
+from fastmtt.data import DataSet, Space
+from fastmtt.decode import described
 from fastmtt.errors import FastmttError
 from fastmtt.files import read_safetensors, write_safetensors
+from fastmtt.parametrisation import PIXELS, Pixels
 
 KIND = "fastmtt synthetic 1"
 
@@ -23,14 +25,16 @@ class Synthetic:
     """A distilled set in its training space.
 
     Attributes:
-        images: [K*ipc,C,H,W] float32, classes in order.
+        images: [n,C,H,W] float32; those of a stage have their classes in order.
         labels: int64 [K*ipc], or float32 logits [K*ipc,K] (soft labels, as DATM stores them).
         lr: the student's learning rate, a scalar.
+        parametrisation: what training images are made of; ``images`` are stored ones.
     """
 
     images: Tensor
     labels: Tensor
     lr: Tensor
+    parametrisation: Pixels = PIXELS
 
     @property
     def targets(self) -> Tensor:
@@ -39,17 +43,31 @@ class Synthetic:
 
     def detached(self) -> Synthetic:
         """A copy that nothing else changes."""
-        return Synthetic(*(t.detach().clone().cpu() for t in (self.images, self.labels, self.lr)))
+        return self.with_tensors(
+            **{name: t.detach().clone().cpu() for name, t in self.tensors().items()}
+        )
 
     def to(self, device: torch.device | str) -> Synthetic:
         """The same set on a device."""
-        return Synthetic(*(t.to(device) for t in (self.images, self.labels, self.lr)))
+        return self.with_tensors(**{name: t.to(device) for name, t in self.tensors().items()})
+
+    def with_tensors(self, images: Tensor, labels: Tensor, lr: Tensor) -> Synthetic:
+        """Other tensors, stored in the same way."""
+        return Synthetic(images, labels, lr, self.parametrisation)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Images, labels and learning rate by name."""
+        return {"images": self.images, "labels": self.labels, "lr": self.lr}
+
+    def to_pixels(self, space: Space) -> Tensor:
+        """The stored images [n,C,H,W] as pictures in [0,1]."""
+        return self.images if self.parametrisation.in_pixels else space.to_pixels(self.images)
 
     def save(self, path: Path, meta: dict[str, Any]) -> None:
         """Write to a safetensors file, atomically, with what is needed to use it again."""
-        kept = self.detached()
-        tensors = {"images": kept.images, "labels": kept.labels, "lr": kept.lr}
-        write_safetensors(path, KIND, tensors, meta)
+        described = self.parametrisation.describe()
+        stored = {} if described == PIXELS.describe() else {"parametrisation": described}
+        write_safetensors(path, KIND, self.detached().tensors(), {**meta, **stored})
 
 
 def load_synthetic(path: Path) -> tuple[Synthetic, dict[str, Any]]:
@@ -65,7 +83,10 @@ def load_synthetic(path: Path) -> tuple[Synthetic, dict[str, Any]]:
     complaint = misshapen(images, labels, lr) or unsound(images, labels, lr)
     if complaint:
         raise FastmttError(f"{path} is no distilled set: {complaint}")
-    return Synthetic(images, labels, lr), meta
+    try:
+        return Synthetic(images, labels, lr, described(meta.get("parametrisation"))), meta
+    except FastmttError as error:
+        raise FastmttError(f"{path} is no distilled set of this version's: {error}") from None
 
 
 def misshapen(images: Tensor, labels: Tensor, lr: Tensor) -> str:
@@ -122,7 +143,14 @@ def real_rows(dataset: DataSet, ipc: int, choices: Choices) -> Tensor:
     return torch.from_numpy(np.concatenate([choices.pick(*one, ipc) for one in found]))
 
 
-def start(dataset: DataSet, ipc: int, pix_init: str, lr: float, choices: Choices) -> Synthetic:
+def start(
+    dataset: DataSet,
+    ipc: int,
+    pix_init: str,
+    lr: float,
+    choices: Choices,
+    parametrisation: Pixels = PIXELS,
+) -> Synthetic:
     """The set before the first iteration (MTT, section "pix_init").
 
     Args:
@@ -132,18 +160,30 @@ def start(dataset: DataSet, ipc: int, pix_init: str, lr: float, choices: Choices
             "samples_predicted_correctly" has experts replace.
         lr: the initial learning rate.
         choices: where randomness comes from.
+        parametrisation: what training images will be made of; a stored one that starts as real
+            is put together from as many as it has cells.
 
     Raises:
         FastmttError: a class has too few images to start from.
     """
-    count = len(dataset.classes) * ipc
+    count, real = len(dataset.classes) * ipc, ipc * parametrisation.cells
     # drawn in either case: the published programs draw it before they look at pix_init
-    images = choices.noise(count, *dataset.image_shape)
+    images = choices.noise(count, *parametrisation.stored_shape(dataset.image_shape))
     if pix_init == "samples_predicted_correctly":
-        class_rows(dataset, ipc)  # the images come with the experts
-    elif pix_init == "real":
-        images = dataset.train_images[real_rows(dataset, ipc, choices)].clone()
+        class_rows(dataset, real)  # the images come with the experts
+    elif pix_init == "noise":
+        images = parametrisation.noise(images)
+    else:
+        images = assembled(dataset, real_rows(dataset, real, choices), parametrisation)
     labels = torch.arange(len(dataset.classes)).repeat_interleave(ipc)
     device, dtype = dataset.train_images.device, dataset.train_images.dtype
     rate = torch.tensor(lr, device=device, dtype=dtype)
-    return Synthetic(images.to(device, dtype), labels.to(device), rate)
+    return Synthetic(images.to(device, dtype), labels.to(device), rate, parametrisation)
+
+
+def assembled(dataset: DataSet, rows: Tensor, parametrisation: Pixels) -> Tensor:
+    """Stored images [K*ipc,...] of training images' rows [K*ipc*cells], class by class."""
+    cells, classes = parametrisation.cells, len(dataset.classes)
+    # of each class, the first ipc rows are the first cell's
+    by_cell = rows.view(classes, cells, -1).transpose(0, 1).flatten()
+    return parametrisation.assemble(dataset.train_images[by_cell].clone())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastmtt import draws, ops
 from fastmtt.augment import DSA
-from fastmtt.batches import Draws, PlacedDraws
+from fastmtt.batches import Draws, PlacedDraws, side_by_side
 from fastmtt.capture import Captured, Latest, can_capture
 from fastmtt.recipe import Examples, Images, Recipe, Schedule, Sharpness
 from fastmtt.sweeps import empty_rows
@@ -100,7 +100,10 @@ def train(
     )
     if trainer.theta.is_cuda:
         drawn = draws.ahead(drawn)
+    trainer.lr.mul_(recipe.gamma ** sum(epochs_done > passed for passed in recipe.milestones))
     for epoch, of_epoch in zip(epochs, drawn, strict=True):
+        if epoch in recipe.milestones:
+            trainer.lr.mul_(recipe.gamma)
         for _ in trainer.epoch(of_epoch):
             if after_step is not None:
                 after_step()
@@ -139,7 +142,12 @@ class _Trainer:
         """Take the steps of these draws."""
         placed = PlacedDraws(drawn, self.theta.device).draws
         for t, rows in enumerate(placed.indices):
-            step = Draws([rows], None if placed.parameters is None else [placed.parameters[t]])
+            step = placed._replace(
+                indices=[rows],
+                parameters=placed.parameters and [placed.parameters[t]],
+                drawn=placed.drawn and [placed.drawn[t]],
+                mixes=placed.mixes and [placed.mixes[t]],
+            )
             self._step(step, self._places.get(step.shapes, partial(_Places, step, self)))
             yield
 
@@ -163,10 +171,14 @@ class _Trainer:
     def _run(self, drawn: Draws, moves: bool) -> None:
         """A step of SGD, in place."""
         recipe, theta, velocity = self.recipe, self.theta, self.velocity
-        (rows,), parameters, _ = drawn
-        x, y = self.examples.pick(rows)
-        if recipe.augment is not None and parameters is not None:
-            x = recipe.augment.apply(x, parameters[0])
+        x, y = self.examples.pick(drawn.indices[0])
+        parametrisation = self.examples.parametrisation
+        x = parametrisation.sample(x, None if drawn.drawn is None else drawn.drawn[0])
+        y = parametrisation.labels(y)
+        if recipe.augment is not None and drawn.parameters is not None:
+            x = recipe.augment.apply(x, drawn.parameters[0])
+        if recipe.cutmix is not None and drawn.mixes is not None:
+            x, y = recipe.cutmix.apply(x, y, drawn.mixes[0])
         direction = _direction(self.student, theta, x, y, recipe.sharpness, self.direction)
         if recipe.weight_decay:
             direction.add_(theta, alpha=recipe.weight_decay)
@@ -241,12 +253,19 @@ def _draw(
     seen = torch.arange(examples.count) if schedule is None else schedule.rows(epoch)
     orders = torch.stack([seen[torch.from_numpy(r.permutation(len(seen)))] for r in shuffles])
     rows = list(orders.split(recipe.batch_size, dim=1))
+    parametrisation, shape = examples.parametrisation, examples.image_shape
+    streams = [draws.stream(seed, f"{what} places", m, epoch) for m in members]
+    places = [[parametrisation.draw(rng, r.shape[1], shape) for r in rows] for rng in streams]
+    drawn = Draws(rows, None, drawn=side_by_side(places))
+    counts = [parametrisation.count(batch.shape[1]) for batch in rows]
+    if recipe.cutmix is not None:
+        streams = [draws.stream(seed, f"{what} cutmix", m, epoch) for m in members]
+        mixes = [[recipe.cutmix.draw(rng, count, shape) for count in counts] for rng in streams]
+        drawn = drawn._replace(mixes=side_by_side(mixes))
     if recipe.augment is None:
-        return Draws(rows, None)
+        return drawn
     streams = [draws.stream(seed, f"{what} dsa", m, epoch) for m in members]
-    shape = examples.image_shape
     parameters = [
-        DSA.stack([recipe.augment.draw(rng, batch.shape[1], shape) for rng in streams])
-        for batch in rows
+        DSA.stack([recipe.augment.draw(rng, count, shape) for rng in streams]) for count in counts
     ]
-    return Draws(rows, parameters)
+    return drawn._replace(parameters=parameters)

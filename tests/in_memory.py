@@ -13,6 +13,7 @@ from fastmtt.methods import METHODS
 from fastmtt.options import DistillConfig
 from fastmtt.pace import Pace
 from fastmtt.run import RunFolder
+from fastmtt.stages import FIRST
 from fastmtt.student.zoo import make_network
 
 CLASSES, SHAPE, PER_CLASS = 3, (3, 8, 8), 14
@@ -117,9 +118,10 @@ def configured(method, **keys):
     return DistillConfig(method=method, **{**METHODS[method].choices, **small, **keys})
 
 
-def began(path, config, dataset, experts):
+def began(path, config, dataset, experts, stage=FIRST):
     """A distillation ready to step, with its folder."""
-    distillation = Distillation(config, dataset)
+    path.mkdir(exist_ok=True)
+    distillation = Distillation(config, dataset, stage)
     distillation.store = Experts(experts)
     distillation.experts = distillation.store.indices()
     distillation.run, distillation.pace = Remembered(path, distillation), Pace()

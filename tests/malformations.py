@@ -283,9 +283,9 @@ def cases(distill: str, published: str, train: str) -> list[Case]:
         ),
         (
             "config: what is not there",
-            text("c.yaml", "texture: true\nipc: 1\n"),
+            text("c.yaml", "random_trajectory: true\nipc: 1\n"),
             "distill --cfg c.yaml",
-            "MTT's textures (texture: true)",
+            "TESLA's random trajectories (random_trajectory: true)",
         ),
         (
             "report: sets and space differ",

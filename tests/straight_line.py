@@ -17,7 +17,8 @@ class Given:
     """What the programs are given.
 
     `segment(it, low, high)` tells an iteration's expert and start epoch, `permutations(it)` its
-    orders of the set, `augment(it, step, x)` augments a batch.
+    orders of the set, `augment(it, step, x)` augments a batch, `windows(it, step, stored, labels)`
+    makes one of stored images.
     """
 
     network: nn.Module
@@ -28,6 +29,9 @@ class Given:
     segment: Callable[[int, int, int], tuple[int, int]]
     permutations: Callable[[int], Iterator[Tensor]]
     augment: Callable[[int, int, Tensor], Tensor] = lambda it, step, x: x
+    windows: Callable[[int, int, Tensor, Tensor], tuple[Tensor, Tensor]] = (
+        lambda it, step, stored, labels: (stored, labels)
+    )
 
     def pair(self, it: int, low: int, high: int, epochs: int) -> tuple[Tensor, Tensor]:
         expert, epoch = self.segment(it, low, high)
@@ -54,6 +58,16 @@ def logits(network, theta, x):
     return functional_call(network, weights, (x,))
 
 
+def roll_and_cut(canvases, offsets, height, width):
+    """MTT's windows: each canvas rolled by its offsets down and right, its first corner taken."""
+    return torch.stack(
+        [
+            torch.roll(canvas, (down, right), (1, 2))[:, :height, :width]
+            for canvas, (down, right) in zip(canvases, offsets, strict=True)
+        ]
+    )
+
+
 def cross_entropy(outputs, labels):
     return -outputs.log_softmax(1)[torch.arange(len(labels)), labels].mean()
 
@@ -66,8 +80,8 @@ def leaf(tensor):
     return tensor.detach().clone().requires_grad_()
 
 
-def mtt(given, o, iterations=3, decay=None):
-    """MTT; and FTD's average of the images with its decay."""
+def mtt(given, o, iterations=3, decay=None, frozen=0, keep=None):
+    """MTT; FTD's average with its decay; PDD's first rows, which stay; PAD's choice of weights."""
     images, lr = leaf(given.images), leaf(torch.tensor(given.lr, dtype=torch.float64))
     images_velocity = lr_velocity = 0.0
     average = given.images.clone()
@@ -75,11 +89,14 @@ def mtt(given, o, iterations=3, decay=None):
         start, target = given.pair(it, o.min_start_epoch, o.max_start_epoch, o.expert_epochs)
         theta = leaf(start)
         for step, rows in enumerate(given.batches(it, o)):
-            x = given.augment(it, step, images[rows])
-            loss = cross_entropy(logits(given.network, theta, x), given.labels[rows])
+            x, y = given.windows(it, step, images[rows], given.labels[rows])
+            loss = cross_entropy(logits(given.network, theta, given.augment(it, step, x)), y)
             theta = theta - lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
-        matched = ((theta - target) ** 2).sum() / ((start - target) ** 2).sum()
+        distances = (theta - target) ** 2
+        kept = slice(None) if keep is None else keep(distances.detach())
+        matched = distances[kept].sum() / ((start - target) ** 2)[kept].sum()
         images_gradient, lr_gradient = torch.autograd.grad(matched, (images, lr))
+        images_gradient[:frozen] = 0
         images_velocity = 0.5 * images_velocity + images_gradient
         lr_velocity = 0.5 * lr_velocity + lr_gradient
         images = leaf(images - o.lr_img * images_velocity)
@@ -89,6 +106,22 @@ def mtt(given, o, iterations=3, decay=None):
             average = decay * average + (1 - decay) * images.detach()
             learned["average"] = average
         yield learned
+
+
+def sgd(network, theta, x, y, lr, orders, batch, *, momentum=0.0, decay=0.0, drop_after=None):
+    """Weights after each epoch; behind one of them a tenth of the rate, and no momentum yet."""
+    velocity, after = 0.0, []
+    for epoch, order in enumerate(orders):
+        for begin in range(0, len(order), batch):
+            rows, at = order[begin : begin + batch], leaf(theta)
+            loss = cross_entropy(logits(network, at, x[rows]), y[rows])
+            gradient = torch.autograd.grad(loss, at)[0] + decay * theta
+            velocity = momentum * velocity + gradient
+            theta = theta - lr * velocity
+        if epoch == drop_after:
+            lr, velocity = 0.1 * lr, 0.0
+        after.append(theta)
+    return after
 
 
 def tesla(given, o, iterations=3, *, factor, teacher):
@@ -142,9 +175,9 @@ def datm(given, o, iterations=3, keep=lambda distances: distances == distances):
     for it in range(iterations):
         start, target = given.pair(it, o.min_start_epoch, grown(it, o), o.expert_epochs)
         theta = leaf(start)
-        for rows in given.batches(it, o):
-            outputs = logits(given.network, theta, images[rows])
-            loss = soft_cross_entropy(outputs, labels[rows])
+        for step, rows in enumerate(given.batches(it, o)):
+            x, y = given.windows(it, step, images[rows], labels[rows])
+            loss = soft_cross_entropy(logits(given.network, theta, x), y)
             theta = theta - lr * torch.autograd.grad(loss, theta, create_graph=True)[0]
         distances = (theta - target) ** 2
         kept = keep(distances.detach())

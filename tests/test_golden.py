@@ -48,7 +48,7 @@ def given_to(run, **others):
     """What the program is given: the run's start, its experts and its draws as data."""
 
     def permutations(it):
-        stream = draws.stream(run.config.seed, "batch", it, 0)
+        stream = draws.stream(run.stage.seed(run.config.seed), "batch", it, 0)
         while True:
             yield torch.from_numpy(stream.permutation(len(run.set.images)))
 
@@ -63,7 +63,7 @@ def given_to(run, **others):
         run.store.trajectories,
         others.get("segment", segment),
         others.get("permutations", permutations),
-        **({"augment": others["augment"]} if "augment" in others else {}),
+        **{name: others[name] for name in ("augment", "windows") if name in others},
     )
 
 
@@ -139,6 +139,37 @@ def test_mtt_in_the_published_order_of_draws(tmp_path, dataset):
     given = given_to(run, segment=segment, permutations=permutations)
     assert torch.equal(given.images, dataset.train_images[torch.tensor(rows)])
     compare(run, given, straight_line.mtt(given, run.config))
+
+
+def windowed(run):
+    """Batches of windows of canvases, `canvas_samples` of each, where the run drew them."""
+
+    def windows(it, step, canvases, labels):
+        copies = run.config.canvas_samples
+        drawn = run.choices.batches(it, run.plan).drawn[step][0].tolist()
+        repeated = torch.cat([canvases] * copies)
+        cut = straight_line.roll_and_cut(repeated, drawn, *in_memory.SHAPE[1:])
+        return cut, torch.cat([labels] * copies)
+
+    return windows
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("pix_init", ["real", "noise"])
+def test_textures(tmp_path, dataset, model, pix_init):
+    keys = dict(texture=True, canvas_samples=2, pix_init=pix_init)
+    run = distilled(tmp_path, "mtt", dataset, model=model, **keys)
+    assert run.set.images.shape == (6, 3, 16, 16)
+    given = given_to(run, windows=windowed(run))
+    compare(run, given, straight_line.mtt(given, run.config))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_learned_labels_on_a_canvas(tmp_path, dataset, model):
+    keys = dict(texture=True, canvas_samples=2, zca=False, threshold=1.5)
+    run = gated(tmp_path, "datm", dataset, model=model, **keys)
+    given = given_to(run, windows=windowed(run))
+    compare(run, given, straight_line.datm(given, run.config), left_out={1})
 
 
 @pytest.mark.parametrize("model", MODELS)

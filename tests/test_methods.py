@@ -10,7 +10,7 @@ from compare import assert_close
 from test_commands import failing
 from tolerances import ROUNDING_32
 
-from fastmtt import buffer, distill
+from fastmtt import buffer, distill, evaluate
 from fastmtt.data import load
 from fastmtt.experts.store import TrajectoryStore
 from fastmtt.methods import METHODS
@@ -39,13 +39,14 @@ def records(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_something_finite(tmp_path, method, capsys):
-    more = {"tesla": "--labels teacher", "pad": "--loss_ratio 0.3"}.get(method, "")
+    own = {"tesla": "--labels teacher", "pad": "--loss_ratio 0.3", "pdd": "--num_intervals 2"}
+    more = own.get(method, "")
     run = distilled(tmp_path, method, more)
     last, _ = load_synthetic(run / "distilled_last.safetensors")
     found = records(run)
     losses = [record["loss"] for record in found if "loss" in record]
     rates = [record["lr"] for record in found if "loss" in record]
-    assert len(losses) == 4 and all(loss > 0 for loss in losses)
+    assert len(losses) == 4 * (1 + (method == "pdd")) and all(loss > 0 for loss in losses)
     assert all(rate > 0 for rate in rates) and len({*rates, 0.01}) > 2, "lr is learned"
     assert last.images.isfinite().all() and last.images.dtype == torch.float32
     starts = load("digits", "data", progress=False, zca=method in ("datm", "pad")).train_images
@@ -61,6 +62,15 @@ def test_every_method_learns_something_finite(tmp_path, method, capsys):
     if method == "ftd":
         average, _ = load_synthetic(run / "distilled_ema_last.safetensors")
         assert not torch.equal(average.images, last.images) and torch.equal(average.lr, last.lr)
+
+
+def test_textures_are_distilled_and_evaluated(tmp_path):
+    run = distilled(tmp_path, "mtt", "--texture --canvas_samples 3")
+    last, _ = load_synthetic(run / "distilled_last.safetensors")
+    assert last.images.shape == (20, 1, 16, 16)
+    assert last.parametrisation.describe() == {"kind": "canvas", "size": 2, "samples": 3}
+    evaluate.main([str(run), "--num_eval", "1", "--epoch_eval_train", "5"])
+    assert records(run)[-1]["evaluated"] == "distilled set (best)"
 
 
 OTHER = "--Initialize_Label_With_Another_Model true --Initialize_Label_Model ConvNetD1W6"

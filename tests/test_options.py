@@ -43,6 +43,19 @@ def refusal(flags: str) -> str:
             "--method datm --Label_Model_Timestamp 101",
             "Label_Model_Timestamp is 101, but experts have snapshots 0 to 100; -1 is the last",
         ),
+        (
+            "--texture --zca",
+            "texture cuts windows out of canvases and zca whitens images as wholes",
+        ),
+        (
+            "--canvas_size 3",
+            "canvas_size is 3, but texture is false; set texture to true, or leave",
+        ),
+        (
+            "--method pdd --labels teacher",
+            "labels are teacher's, anew at every step, but num_intervals is 5 and earlier stages'",
+        ),
+        ("--canvas_samples 2", "canvas_samples is 2, but texture is false"),
         ("--loss_ratio 0.5", "loss_ratio is 0.5, but keep is all, which leaves no weight out"),
         ("--depth_ratio 0.5", "depth_ratio is 0.5, but keep is all, which leaves no weight"),
         (
@@ -104,6 +117,14 @@ def test_choices_that_mean_nothing_together_are_refused(flags: str, sentence: st
         ("--method tesla --labels teacher --pix_init noise", {"legacy_scale": True}),
         ("--method tesla --threshold 1 --segments 4", {"threshold": 1.0, "gradient": "tesla"}),
         ("--method mtt --sort_method GraNd --ratio 0.1 --remove_strategy easy", {"rho_max": None}),
+        (
+            "--method datm --texture --zca false --canvas_size 3",
+            {"labels": "soft", "texture": True},
+        ),
+        (
+            "--method pad --num_intervals 3 --keep depth --depth_ratio 0.5 --gradient tesla",
+            {"num_intervals": 3, "keep": "depth", "labels": "soft"},
+        ),
         ("--gradient 5 --keep loss --loss_ratio 0.25", {"gradient": 5, "labels": "hard"}),
         (
             "--pix_init samples_predicted_correctly --Label_Model_Timestamp 10",

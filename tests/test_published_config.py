@@ -160,8 +160,8 @@ def test_the_older_names_of_datm_are_read(tmp_path: Path) -> None:
         *((40, 56), (40, 58), (40, 60), (40, 60)),
     ]
     assert behind_places(warned)[:2] == [
-        "4: learn_end_epoch is taken as expansion_end_epoch, its later name",
-        "6: Initial_Step is taken as current_max_start_epoch, its later name",
+        "4: learn_end_epoch is taken as expansion_end_epoch, its name here",
+        "6: Initial_Step is taken as current_max_start_epoch, its name here",
     ]
 
 
@@ -171,7 +171,7 @@ def test_keys_of_a_choice_that_is_off_have_no_effect(tmp_path: Path) -> None:
     assert config.start_epochs(0) == (0, 25)
     assert behind_places(warned)[:2] == [
         "3: expansion_end_epoch has an effect with Sequential_Generation only",
-        "4: Initial_Step is taken as current_max_start_epoch, its later name, which has an effect "
+        "4: Initial_Step is taken as current_max_start_epoch, its name here, which has an effect "
         "with Sequential_Generation only",
     ]
 
@@ -194,8 +194,8 @@ def test_the_programs_own_defaults_are_all_read(tmp_path: Path) -> None:
     assert config == DistillConfig()
     names = [line.partition("line ")[2].split(": ")[1].split()[0] for line in warned[:-1]]
     assert names == [
-        *("eval_mode", "lr_init", "batch_real", "load_all", "texture", "canvas_size"),
-        *("canvas_samples", "max_files", "force_save", "record_loss", "init_frozen", "parall_eva"),
+        *("eval_mode", "lr_init", "batch_real", "load_all"),
+        *("max_files", "force_save", "record_loss", "init_frozen", "parall_eva"),
         *("Initialize_Label_Model", "Initialize_Label_Model_Dir"),
     ]
     assert warned[-3].endswith("Initialize_Label_Model is empty, taken as null")
@@ -205,10 +205,9 @@ def test_the_programs_own_defaults_are_all_read(tmp_path: Path) -> None:
     ("line", "choice"),
     [
         ("eval_mode: M", "evaluation on several networks"),
-        ("texture: True", "MTT's textures (texture: True)"),
         ("max_files: 2", "for which max_experts stands (max_files: 2)"),
         ("random_trajectory: True", "TESLA's random trajectories (random_trajectory: True)"),
-        ("num_intervals: 5\nstart_interval: 2", "PDD's stages (num_intervals: 5, start_interval"),
+        ("num_intervals: 5\nstart_interval: 2", "PDD's later first stage, for which resume stands"),
     ],
 )
 def test_choices_that_are_not_there_are_said(tmp_path: Path, line: str, choice: str) -> None:
@@ -216,8 +215,8 @@ def test_choices_that_are_not_there_are_said(tmp_path: Path, line: str, choice: 
 
 
 def test_flags_name_choices_that_are_not_there_too() -> None:
-    assert "MTT's textures (texture: true, canvas_size: 3)" in refusal(
-        "distill", ["--texture", "--canvas_size", "3"]
+    assert "TESLA's random trajectories (random_trajectory: true)" in refusal(
+        "distill", ["--random_trajectory"]
     )
     assert "TESLA's other losses of experts (loss_type: mse)" in refusal(
         "buffer", ["--loss_type", "mse"]

@@ -3,12 +3,16 @@
 import copy
 
 import pytest
+import straight_line
 import torch
 import torch.nn.functional as F
+from compare import assert_close
 from recordable import Recordable
+from tolerances import FORMULA
 from torch import nn
 
 from fastmtt import DSA, draws, training
+from fastmtt.parametrisation import Canvas
 from fastmtt.student import Room, flatten_parameters, initial_weights, make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.training import Examples, Recipe, Sharpness, accuracy, students_at_once, train
@@ -186,3 +190,31 @@ def test_steps_are_recordable_and_have_the_bits_of_plain_ones(
 def test_small_steps_share_their_overhead_and_large_ones_run_alone():
     assert students_at_once(10, (1, 8, 8)) > 5
     assert students_at_once(256, (3, 32, 32)) == 1
+
+
+def test_canvases_are_trained_on_through_their_windows():
+    """Against a set of the windows themselves, each epoch's its own."""
+    canvas, members = Canvas(2, 3), [0, 4]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(5, 1, 16, 16, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    student, theta = make_student(make(), SHAPE), start(members)
+    recipe = Recipe(epochs=3, batch_size=2, lr=0.1)
+    examples = Examples(images, labels, parametrisation=canvas)
+    trained = train(student, theta, examples, recipe, seed=SEED, what="x", members=members)
+    for row, weights, member in zip(trained, theta, members, strict=True):
+        net = make().double()
+        nn.utils.vector_to_parameters(weights.clone(), net.parameters())
+        sgd = torch.optim.SGD(net.parameters(), 0.1)
+        for epoch in range(3):
+            order = draws.stream(SEED, "x shuffle", member, epoch).permutation(5)
+            places = draws.stream(SEED, "x places", member, epoch)
+            for rows in torch.from_numpy(order).split(2):
+                drawn = canvas.draw(places, len(rows), SHAPE)
+                offsets = drawn[0].tolist()
+                stored = torch.cat([images[rows]] * 3)
+                windows = straight_line.roll_and_cut(stored, offsets, *SHAPE[1:])
+                sgd.zero_grad()
+                F.cross_entropy(net(windows), torch.cat([labels[rows]] * 3)).backward()
+                sgd.step()
+        assert_close(row, flatten_parameters(net), FORMULA)

@@ -24,13 +24,17 @@ _REQUIRED = ("names", "shapes", "network", "dataset", "space", "recipe", "versio
 _FILE = re.compile(r"expert_(\d{5,})\.safetensors")
 
 
-def store_path(buffer_path: str | Path, dataset: str, model: str, zca: bool) -> Path:
+def store_path(
+    buffer_path: str | Path, dataset: str, model: str, zca: bool, sparse_ratio: float = 0.0
+) -> Path:
     """Give the field's folder of a data set's and network's experts.
 
     `{buffer_path}/{dataset}/{model}`, with `_NO_ZCA` after CIFAR10 and CIFAR100 without ZCA, as in
-    the MTT program (Cazenavette et al. 2022).
+    the MTT program (Cazenavette et al. 2022); pruned ones with PDD's
+    `_random_pruning_{sparse_ratio}`.
     """
     suffix = "_NO_ZCA" if dataset in ("CIFAR10", "CIFAR100") and not zca else ""
+    suffix += f"_random_pruning_{sparse_ratio}" if sparse_ratio else ""
     return Path(buffer_path) / f"{dataset}{suffix}" / model
 
 

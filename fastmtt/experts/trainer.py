@@ -17,6 +17,7 @@ from fastmtt import budget
 from fastmtt.at_once import together
 from fastmtt.data import DataSet
 from fastmtt.experts import unfinished
+from fastmtt.experts.pruning import Pruned, random_masks
 from fastmtt.experts.store import TrajectoryStore
 from fastmtt.experts.unfinished import Unfinished
 from fastmtt.interrupts import deferred
@@ -24,7 +25,7 @@ from fastmtt.pace import Pace
 from fastmtt.progress import Meter
 from fastmtt.student import ConvNetStudent, Student, initial_weights, make_student
 from fastmtt.student.zoo import make_network
-from fastmtt.training import Examples, Recipe, accuracy, train
+from fastmtt.training import Examples, Network, Recipe, accuracy, train
 
 
 def identity(dataset: DataSet, network: str) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def description(recipe: Recipe, strategy: str, seed: int, held_out: int) -> dict
         made["precision"] = recipe.precision
     if recipe.sharpness is not None:
         made |= asdict(recipe.sharpness)
+    if recipe.sparse_ratio:
+        made["sparse_ratio"] = recipe.sparse_ratio
     return made if recipe.schedule is None else made | recipe.schedule.describe()
 
 
@@ -109,7 +112,7 @@ def train_experts(
 
     student = make_student(make(), dataset.image_shape, precision=recipe.precision)
     examples = Examples(dataset.train_images, dataset.train_labels)
-    begun = {e: _begin(store, e, make, seed, student.size, recipe.epochs) for e in experts}
+    begun = {e: _begin(store, e, make, seed, student, recipe) for e in experts}
     if experts:
         at_once = at_once or _chosen(student, examples, recipe, len(experts))
     groups = list(_groups(experts, begun, at_once or 1))
@@ -158,14 +161,17 @@ def _begin(
     expert: int,
     make: Callable[[], nn.Module],
     seed: int,
-    size: int,
-    epochs: int,
+    student: Student,
+    recipe: Recipe,
 ) -> Unfinished:
-    """An expert as an earlier call left it, not beyond ``epochs``, or at its initialisation."""
-    left = unfinished.load(store, expert, size)
-    if left is None:
-        return Unfinished([initial_weights(make, seed, "expert init", expert)], None)
-    return Unfinished(left.snapshots[: epochs + 1], left.velocity)
+    """An expert as an earlier call left it, not beyond its end, or at its initialisation."""
+    left = unfinished.load(store, expert, student.size)
+    if left is not None:
+        return Unfinished(left.snapshots[: recipe.epochs + 1], left.velocity)
+    weights = initial_weights(make, seed, "expert init", expert)
+    if recipe.sparse_ratio:
+        weights = weights * random_masks(student, recipe.sparse_ratio, seed, [expert])[0]
+    return Unfinished([weights], None)
 
 
 def _groups(
@@ -212,9 +218,13 @@ def _train_group(
 
     device = examples.images.device
     momenta = [state.velocity for state in begun if state.velocity is not None]
+    network: Network = student
+    if recipe.sparse_ratio:
+        masks = random_masks(student, recipe.sparse_ratio, seed, group)
+        network = Pruned(student, masks.to(device))
     try:
         train(
-            student,
+            network,
             torch.stack([state.snapshots[-1] for state in begun]).to(device),
             examples,
             recipe,

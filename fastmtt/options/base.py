@@ -15,7 +15,8 @@ CURRICULUM = (
     "rm_easy_ratio_second"
 )
 EXPERTS = (
-    f"rho_max rho_min alpha adaptive sort_method indices_path {CURRICULUM} ratio remove_strategy"
+    f"rho_max rho_min alpha adaptive sort_method indices_path {CURRICULUM} ratio remove_strategy "
+    "sparse_ratio"
 )
 
 
@@ -77,8 +78,8 @@ class ExpertConfig(BaseConfig):
     """How experts are trained; the keys `buffer` and `distill` share.
 
     Attributes:
-        method: The method whose choices apply where no key overrides them: mtt, ftd, tesla, datm
-            or pad.
+        method: The method whose choices apply where no key overrides them: mtt, ftd, tesla, datm,
+            pad or pdd.
         buffer_path: Folder of the experts' trajectories [MTT].
         num_experts: Number of experts; those already stored are kept, and for a distillation need
             only be of its network and data [MTT].
@@ -97,6 +98,8 @@ class ExpertConfig(BaseConfig):
         rm_easy_ratio_second: Share that is left out then [PAD].
         ratio: Share of each class that is left out from the beginning [PAD].
         remove_strategy: Which are left out so, the hard or the easy ones [PAD].
+        sparse_ratio: Share of an expert's convolution weights that is pruned at random, and stays
+            zero [PDD's buffer].
     """
 
     method: str = "mtt"
@@ -116,6 +119,7 @@ class ExpertConfig(BaseConfig):
     rm_easy_ratio_second: float = 0.1
     ratio: float = 0.0
     remove_strategy: Literal["hard", "easy"] = "hard"
+    sparse_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

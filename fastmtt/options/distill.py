@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from fastmtt.errors import FastmttError
 from fastmtt.options.base import DATA, EXPERTS, MACHINE, NETWORK, ExpertConfig
+from fastmtt.parametrisation import PIXELS, Canvas, Pixels
 
 Gradient = Literal["exact", "tesla"] | int
 
@@ -28,6 +29,12 @@ class DistillConfig(ExpertConfig):
         train_epochs: Epochs of each expert this command trains itself (null, as many as matching
             reads) [MTT's buffer].
         batch_syn: Distilled images in a student's batch (null, all) [MTT].
+        num_intervals: Stages of the run. Each adds ipc images a class to the earlier ones, which
+            stay as they are, and matches experts that begin where training on these ended [PDD].
+        texture: Distil a canvas for each image; training images are windows of it at random
+            places [MTT].
+        canvas_size: Sides of a canvas in sides of an image [MTT].
+        canvas_samples: Windows taken of each canvas in a batch [MTT].
         pix_init: Images start as real ones, as noise [MTT], or as real ones that experts predict
             correctly [DATM].
         lr_y: Learning rate of the soft labels [DATM].
@@ -79,7 +86,8 @@ class DistillConfig(ExpertConfig):
         "network and its batches": NETWORK,
         "experts": f"buffer_path num_experts train_epochs expert_lr expert_batch max_experts "
         f"{EXPERTS}",
-        "distilled images": "ipc pix_init lr_img lr_lr lr_teacher batch_syn Iteration ema_decay",
+        "distilled images": "ipc num_intervals pix_init texture canvas_size canvas_samples lr_img "
+        "lr_lr lr_teacher batch_syn Iteration ema_decay",
         "labels": "labels lr_y Momentum_y Label_Model_Timestamp "
         "Initialize_Label_With_Another_Model Initialize_Label_Model",
         "matching": "method expert_epochs syn_steps min_start_epoch max_start_epoch "
@@ -101,6 +109,10 @@ class DistillConfig(ExpertConfig):
     expert_batch: int = 256
     train_epochs: int | None = None
     batch_syn: int | None = None
+    num_intervals: int = 1
+    texture: bool = False
+    canvas_size: int = 2
+    canvas_samples: int = 1
     pix_init: Literal["real", "noise", "samples_predicted_correctly"] = "real"
     labels: Literal["hard", "soft", "teacher"] = "hard"
     lr_y: float = 2.0
@@ -134,6 +146,11 @@ class DistillConfig(ExpertConfig):
     logger: Literal["tensorboard", "wandb"] | None = None
     project: str = "fastmtt"
     published: float | None = None
+
+    @property
+    def parametrisation(self) -> Pixels:
+        """What training images are made of."""
+        return Canvas(self.canvas_size, self.canvas_samples) if self.texture else PIXELS
 
     @property
     def last_epoch(self) -> int:
@@ -207,7 +224,22 @@ class DistillConfig(ExpertConfig):
 
     def _choices_at_odds(self) -> str:
         """Say which choices mean nothing together; empty: none."""
-        return self._labels_at_odds() or self._matching_at_odds()
+        return self._storage_at_odds() or self._labels_at_odds() or self._matching_at_odds()
+
+    def _storage_at_odds(self) -> str:
+        if self.texture and self.zca:
+            return (
+                "texture cuts windows out of canvases and zca whitens images as wholes; set one of "
+                "them to false"
+            )
+        usual = {"canvas_size": 2, "canvas_samples": 1}
+        for name, value in usual.items():
+            if getattr(self, name) != value and not self.texture:
+                return (
+                    f"{name} is {getattr(self, name)}, but texture is false; set texture to true, "
+                    f"or leave {name} out"
+                )
+        return ""
 
     def _labels_at_odds(self) -> str:
         if self.labels == "soft" and self.pix_init == "noise":
@@ -216,6 +248,11 @@ class DistillConfig(ExpertConfig):
             return (
                 f"labels are teacher's, those of the one target of a step, but segments is "
                 f"{self.segments}; set segments to 1, or labels to hard or soft"
+            )
+        if self.labels == "teacher" and self.num_intervals > 1:
+            return (
+                f"labels are teacher's, anew at every step, but num_intervals is "
+                f"{self.num_intervals} and earlier stages' labels stay; set labels to hard or soft"
             )
         if self.Initialize_Label_With_Another_Model and self.Initialize_Label_Model is None:
             return (

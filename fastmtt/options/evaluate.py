@@ -47,6 +47,9 @@ class EvaluateConfig:
         num_eval: Networks trained, of each architecture [MTT].
         epoch_eval_train: Number of the last epoch, counted from 0 [MTT].
         compare: Train on as many random real images and on all real images as well.
+        stage_init: Of a staged run, whose networks are trained on one stage's images after
+            another's: fresh weights for each network, or as released: the first expert's for all
+            [PDD].
         which: A run's set that was best on test images, best on held-out ones, or the last.
         resume: Go on where a killed evaluation stopped.
     """
@@ -55,7 +58,7 @@ class EvaluateConfig:
         "distilled images": "run which data_dir label_dir lr_dir lr",
         "data": DATA,
         "network and its batches": NETWORK,
-        "evaluation": "eval_mode model_eval num_eval epoch_eval_train compare",
+        "evaluation": "eval_mode model_eval num_eval epoch_eval_train stage_init compare",
         "run": f"{MACHINE} resume",
     }
 
@@ -85,6 +88,7 @@ class EvaluateConfig:
     num_eval: int = 5
     epoch_eval_train: int = 1000
     compare: bool = False
+    stage_init: Literal["fresh", "released"] = "fresh"
     which: Literal["best", "held_out", "last"] = "best"
     resume: bool = False
 

@@ -1,0 +1,94 @@
+"""How good a staged set is: networks trained on each stage's images after one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from fastmtt.data import DataSet
+from fastmtt.evaluation import (
+    Kept,
+    Protocol,
+    Scores,
+    epoch_steps,
+    examples_of,
+    in_groups,
+    own_draws,
+    recipe_for,
+)
+from fastmtt.synthetic import Synthetic
+from fastmtt.training import Network, train
+
+
+def evaluate_stages(
+    dataset: DataSet,
+    sets: Sequence[Synthetic],
+    protocol: Protocol,
+    *,
+    desc: str = "distilled stages",
+    kept: Kept | None = None,
+    start: Tensor | None = None,
+) -> Scores:
+    """Accuracy of networks trained on the union of stages 1 to i, for i from first to last.
+
+    Each stage takes ``protocol.epochs + 1`` epochs at its own learning rate, a tenth of it from
+    the middle on; the momentum goes on through all of them (PDD, arXiv 2310.06982).
+
+    Args:
+        dataset: gives the images to test on.
+        sets: the union up to each stage, in order.
+        protocol: how to train.
+        desc: shown with the progress.
+        kept: as for ``evaluation.evaluate``.
+        start: initial weights [networks,P] in place of fresh ones.
+    """
+    unions = [examples_of(one) for one in sets]
+    rates = [float(one.lr.detach()) for one in sets]
+
+    def train_all(
+        network: Network, theta: Tensor, group: Tensor, after_step: Callable[[], None]
+    ) -> Tensor:
+        members, velocity = group.tolist(), None
+
+        def keep(_: int, __: Tensor, momentum: Tensor | None) -> None:
+            nonlocal velocity
+            velocity = momentum
+
+        for number, (examples, lr) in enumerate(zip(unions, rates, strict=True)):
+            recipe = replace(
+                recipe_for(examples, [lr] * len(members), protocol),
+                decay_after=None,
+                milestones=(protocol.epochs // 2 + 2,),
+                gamma=0.1,
+            )
+            what = f"evaluation stage {number}" if number else "evaluation"
+            device = examples.images.device
+            with own_draws(device, protocol.seed, what, members[0]):
+                theta = train(
+                    network,
+                    theta.to(device),
+                    examples,
+                    recipe,
+                    seed=protocol.seed,
+                    what=what,
+                    members=members,
+                    velocity=velocity,
+                    after_epoch=keep,
+                    after_step=after_step,
+                )
+        return theta
+
+    return in_groups(
+        dataset,
+        protocol,
+        train_all,
+        examples=unions[-1],
+        steps=sum(epoch_steps(union, protocol) for union in unions) * (protocol.epochs + 1),
+        what="evaluation",
+        desc=desc,
+        settings=f"lr {rates!r}, {'fresh' if start is None else 'given'} weights",
+        kept=kept,
+        start=start,
+    )
