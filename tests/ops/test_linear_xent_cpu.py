@@ -96,18 +96,34 @@ def test_float32_errs_little_more_than_torch(shape, soft):
     for seed in range(5):
         for op, args in calls(arguments(shape, soft, seed, torch.float32)):
             function = getattr(reference, op)
-            truths = function(*doubled(args))
-            results = zip(compiled(op)(*args), function(*args), truths, strict=True)
+            results = zip(
+                compiled(op)(*args), function(*args), function(*doubled(args)), strict=True
+            )
             for i, (got, torchs, truth) in enumerate(results):
                 error = relative_error(got, truth)
                 assert error <= REPLAYED_MASKS_32
-                scale = 1.0
-                if (op, i) == ("linear_xent_jvp", 0):  # a sum that cancels rounds as its terms do
-                    terms = reference._target(args[-1], truths[1]) * truths[1]
-                    scale = float(truth.norm() / terms.abs().sum(-1).mean(-1).norm())
-                allowed = TIMES_TORCH * scale * relative_error(torchs, truth) + ROUNDING_32
-                ratios.setdefault((op, i), []).append(scale * error / allowed)
+                if (op, i) == ("linear_xent_jvp", 0):
+                    continue  # one number a student, which cancels: the next test's
+                allowed = TIMES_TORCH * relative_error(torchs, truth) + ROUNDING_32
+                ratios.setdefault((op, i), []).append(error / allowed)
     assert max(statistics.median(found) for found in ratios.values()) <= 1, ratios
+
+
+@KINDS
+@pytest.mark.parametrize("shape", SHAPES[3:], ids=str)
+def test_the_tangent_of_the_loss_errs_little_more_than_torch(shape, soft):
+    """Root mean square over many seeds: a ratio of two single numbers' errors is chance.
+
+    Of five such ratios the median is above 2 once in ten times where the errors differ by a third.
+    """
+    errors = []
+    for seed in range(100):
+        args = dict(calls(arguments(shape, soft, seed, torch.float32)))["linear_xent_jvp"]
+        truth = reference.linear_xent_jvp(*doubled(args))[0]
+        both = compiled("linear_xent_jvp")(*args)[0], reference.linear_xent_jvp(*args)[0]
+        errors.append(torch.stack([found - truth for found in both]))
+    ours, torchs = torch.stack(errors).square().mean((0, 2)).sqrt().tolist()
+    assert ours <= TIMES_TORCH * torchs
 
 
 @KINDS
