@@ -22,6 +22,8 @@ SCORES = (
     "--dataset digits --model ConvNetD2W32 --dsa_strategy crop_scale_rotate --batch_train 64 "
     "--threads 1 --networks 2 --score_epochs 5"
 )
+CONFIGS = {method: f"{method}/digits_*.yaml" for method in METHODS}
+CONFIGS["pdd on idc"] = "pdd/idc_digits_*.yaml"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Row:
 def main() -> None:
     """Run all methods, one after the other; show and keep the table."""
     name = time.strftime("methods_%Y%m%d-%H%M%S")
-    rows = [run(method, f"{name}_{method}") for method in METHODS]
+    rows = [run(method, f"{name}_{method.replace(' ', '_')}") for method in CONFIGS]
     text = table(rows)
     print(f"\n{text}")
     (ROOT / "bench/results/methods.md").write_text(text)
@@ -54,7 +56,7 @@ def main() -> None:
 
 def run(method: str, name: str) -> Row:
     """Distil by a method and evaluate what came of it, by the commands as users give them."""
-    (cfg,) = (ROOT / "configs" / method).glob("digits_*.yaml")
+    (cfg,) = (ROOT / "configs").glob(CONFIGS[method])
     config = parse("distill", ["--cfg", str(cfg)])
     begin = time.perf_counter()
     if config.sort_method and not Path(config.indices_path, f"{config.sort_method}.pt").exists():
@@ -88,12 +90,12 @@ def row_of(method: str, metrics: Path, seconds: float) -> Row:
 def table(rows: list[Row]) -> str:
     """The rows as Markdown, with the machine they come from."""
     lines = [
-        "# The methods on handwritten digits, one image a class",
+        "# The methods on handwritten digits, one image a class (PDD two, in two stages)",
         "",
         "`make methods`: test accuracy of five networks trained on the distilled set, and on as "
-        "many random real images; seconds include the experts that a method trains (TESLA takes "
-        "MTT's, DATM takes FTD's). FTD's set is the average of its images, PAD's seconds include "
-        "the scores of the training images.",
+        "many random real images; seconds include the experts that a method trains (TESLA and PDD "
+        "take MTT's, DATM takes FTD's). FTD's set is the average of its images, PAD's seconds "
+        "include the scores of the training images. An image of IDC's holds four.",
         "",
         "| method | distilled images | random real images | seconds |",
         "|---|---|---|---|",

@@ -33,7 +33,7 @@ from fastmtt.options import (
     EvaluateConfig,
     ScoresConfig,
 )
-from fastmtt.published_config import flag_value, is_all_of_imagenet, method_of, settle
+from fastmtt.published_config import SHORT, flag_value, is_all_of_imagenet, method_of, settle
 
 COMMANDS: dict[str, type[Any]] = {
     "buffer": BufferConfig,
@@ -44,7 +44,8 @@ COMMANDS: dict[str, type[Any]] = {
 _ACTIONS = ("help", "print_config")  # flags that are no keys
 _SOURCES = (
     "A key ends with the program it comes from, where it means the same: MTT (arXiv 2203.11932), "
-    "FTD (2211.11004), TESLA (2211.10586), DATM (2310.05773), PAD (2408.03360); "
+    "FTD (2211.11004), TESLA (2211.10586), DATM (2310.05773), PAD (2408.03360), "
+    "PDD (2310.06982), IDC (2205.14959); "
     "without one it is fastmtt's own."
 )
 # What YAML 1.1 takes for text, because it wants a dot and a sign: 1e-05, 1.5e3.
@@ -170,6 +171,7 @@ def _split(argv: list[str], types_of: dict[str, Any]) -> tuple[list[Path], list[
     waiting = argv[::-1]
     while waiting:
         part = waiting.pop()
+        part = f"--{SHORT[part]}" if part in SHORT else part
         name, has_value, text = part[2:].partition("=")
         if not part.startswith("--") or name in _ACTIONS:
             rest.append(part)

@@ -41,9 +41,9 @@ class Entry:
         """What to put before a sentence about the entry; nothing for a flag."""
         return f"{self.file}, line {self.line}: " if self.file else ""
 
-    def with_value(self, value: str | None) -> Entry:
-        """Give the entry with another text, or null, as its value."""
-        return replace(self, value=value, text="null" if value is None else value)
+    def with_value(self, value: str | int | None) -> Entry:
+        """Give the entry with another text or number, or null, as its value."""
+        return replace(self, value=value, text="null" if value is None else str(value))
 
     def renamed(self, name: str) -> Entry:
         """Give the entry under another key."""

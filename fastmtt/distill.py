@@ -1,4 +1,4 @@
-"""``python -m fastmtt.distill``: learn a synthetic set by matching expert trajectories."""
+"""``python -m fastmtt.distill``: learn a synthetic set by matching trajectories or gradients."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from fastmtt.stages import (
 from fastmtt.student import ConvNetStudent, make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import load_synthetic
+from fastmtt.trajectory_objective import TrajectoryObjective
 
 
 def experts_used(config: DistillConfig, store: Experts) -> dict[str, Any]:
@@ -65,10 +66,11 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
     if config.Initialize_Label_With_Another_Model and not config.resume:
         _other_experts(config, dataset)
     begin = time.perf_counter()
-    store = fill_store(config, dataset)
+    store = fill_store(config, dataset) if config.reads_experts else None
     seconds["experts"] = time.perf_counter() - begin
     with open_run(config) as run:
-        run.save_json("experts.json", experts_used(config, store))
+        if store is not None:
+            run.save_json("experts.json", experts_used(config, store))
         dataset.space.save(run.path / "space.safetensors")
         checkpoint = run.load_checkpoint()
         done = _iterations_done(config, checkpoint)
@@ -90,10 +92,12 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
 
 def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
     """Say what a GPU's memory will have to hold; where it cannot, what it could."""
-    config, dataset, plan = distillation.config, distillation.dataset, distillation.plan
+    config, dataset, objective = distillation.config, distillation.dataset, distillation.objective
     device, classes = dataset.train_images.device, len(dataset.classes)
-    if device.type == "cpu" or not isinstance(distillation.student, ConvNetStudent):
+    foretold = isinstance(distillation.student, ConvNetStudent)
+    if device.type == "cpu" or not foretold or not isinstance(objective, TrajectoryObjective):
         return nullcontext()
+    plan = objective.plan
 
     def student() -> ConvNetStudent:
         made = make_student(distillation.network, dataset.image_shape, precision=config.precision)
@@ -134,7 +138,7 @@ def _iterations_done(config: DistillConfig, checkpoint: State | None) -> int:
 
 
 def _through_stages(
-    first: Distillation, run: RunFolder, store: Experts, checkpoint: State | None
+    first: Distillation, run: RunFolder, store: Experts | None, checkpoint: State | None
 ) -> Distillation:
     """Distil stage after stage, from the checkpoint's on; give the last one."""
     config, dataset, distillation = first.config, first.dataset, first
@@ -144,7 +148,8 @@ def _through_stages(
         if number:
             before, _ = load_synthetic(stage_file(run.path, number - 1))
             stage = Stage(number, before.to(dataset.test_labels.device))
-            experts = _stage_experts(first, run, store, stage)
+            if store is not None and config.objective == "matching":
+                experts = _stage_experts(first, run, store, stage)
             distillation = Distillation(config, dataset, stage)
         _begin_or_go_on(distillation, run, experts, checkpoint)
         checkpoint = None
@@ -178,7 +183,7 @@ def _stage_experts(first: Distillation, run: RunFolder, store: Experts, stage: S
 
 
 def _begin_or_go_on(
-    distillation: Distillation, run: RunFolder, store: Experts, checkpoint: State | None
+    distillation: Distillation, run: RunFolder, store: Experts | None, checkpoint: State | None
 ) -> None:
     config, first = distillation.config, distillation.first_iteration
     if checkpoint is None:
@@ -190,9 +195,11 @@ def _begin_or_go_on(
         dataset = distillation.dataset
         run.log(f"{source}{stage}; {dataset.name} from {dataset.source}")
         asked = config.labels == "soft" or config.pix_init == "samples_predicted_correctly"
-        if asked:
+        labeller = None
+        if asked and store is not None:
             say("asking the experts for start images and labels")
-        distillation.begin(_labeller(config, dataset, store) if asked else None)
+            labeller = _labeller(config, dataset, store)
+        distillation.begin(labeller)
         return
     distillation.restore(checkpoint)
     done = distillation.iteration_of_run

@@ -36,6 +36,17 @@ _DATM = {
     "Sequential_Generation": True,
     "threshold": 1.0,
 }
+_IDC = {
+    "objective": "gradmatch",
+    "factor": 2,
+    "metric": "mse",
+    "lr_img": 5e-3,
+    "n_data": 2000,
+    "mix_p": 0.5,
+    "batch_train": 64,
+    "Iteration": 1999,
+    "eval_it": 200,
+}
 METHODS = {
     "mtt": Method("MTT: Cazenavette et al., CVPR 2022, arXiv 2203.11932", {}),
     "ftd": Method("FTD: Du et al., CVPR 2023, arXiv 2211.11004", {**_GSAM, "ema_decay": 0.999}),
@@ -48,4 +59,5 @@ METHODS = {
         "PAD: Li et al., 2024, arXiv 2408.03360", {**_DATM, "keep": "loss", "batch_syn": 256}
     ),
     "pdd": Method("PDD: Chen et al., ICLR 2024, arXiv 2310.06982", {"num_intervals": 5}),
+    "idc": Method("IDC: Kim et al., ICML 2022, arXiv 2205.14959", _IDC),
 }

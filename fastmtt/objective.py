@@ -1,87 +1,123 @@
-"""What a distillation descends: its configuration's matcher, and an iteration's choices."""
+"""What a distillation descends: the one interface of trajectory matching and gradient matching."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from fastmtt.batches import Draws, Plan
-from fastmtt.capture import sent
 from fastmtt.choices import Choices
+from fastmtt.data import DataSet, Normalised, Space
+from fastmtt.decode import Decode, InPixels
+from fastmtt.errors import FastmttError
 from fastmtt.experts.published import Experts
-from fastmtt.iteration import Keep
-from fastmtt.keep import but_first, but_smallest
-from fastmtt.matching import TrajectoryMatcher
 from fastmtt.options import DistillConfig
-from fastmtt.sweeps import Gradient
+from fastmtt.parametrisation import PIXELS, Canvas, Pixels
+from fastmtt.run import State
+from fastmtt.smoothing import MovingAverage
+from fastmtt.stages import Stage
+from fastmtt.student import Student
+from fastmtt.synthetic import Synthetic
 
 
-def make_matcher(
-    config: DistillConfig, network: nn.Module, size: int, plan: Plan
-) -> TrajectoryMatcher:
-    """The matcher of a configuration.
+@dataclass(frozen=True)
+class Setting:
+    """What an objective is made for.
 
-    Args:
-        config: how to match.
-        network: whose trajectories.
-        size: P, the number of its weights.
-        plan: what its batches look like.
+    Attributes:
+        config: the run's.
+        dataset: the real data.
+        stage: of the run.
+        choices: where randomness comes from.
+        network: whose weights or gradients are matched.
+        student: the same, as the two verbs.
+        count: rows of the set, those of earlier stages included.
+        parametrisation: the set's.
     """
-    return TrajectoryMatcher(
-        network,
-        steps=config.syn_steps,
-        batch_size=plan.batch_size,
-        gradient=_gradient(config),
-        augment=plan.augment,
-        keep=_keep(config, size),
-        parametrisation=plan.parametrisation,
-        precision=config.precision,
-        memory=config.memory,
-        graph=not config.no_graph,
-    )
+
+    config: DistillConfig
+    dataset: DataSet
+    stage: Stage
+    choices: Choices
+    network: nn.Module
+    student: Student
+    count: int
+    parametrisation: Pixels
 
 
-class Drawn(NamedTuple):
-    """An iteration's choices, and the state of what chose before it did."""
+class Told(NamedTuple):
+    """What an outer iteration was like.
 
-    iteration: int
-    before: dict[str, Any]
-    start: Tensor
-    target: Tensor
-    draws: Draws
+    Attributes:
+        loss: what it descended.
+        lr: the set's learning rate behind it.
+        finite: whether all images are numbers.
+        passes: whether anything was changed.
+    """
 
-
-def draw_iteration(
-    config: DistillConfig,
-    choices: Choices,
-    plan: Plan,
-    store: Experts,
-    experts: Sequence[int],
-    iteration: int,
-    like: Tensor,
-) -> Drawn:
-    """Choose an iteration's segments and batches; start and target come to where ``like`` is."""
-    before = choices.state()
-    segments = choices.segments(
-        iteration, config.segments, experts, *config.start_epochs(iteration)
-    )
-    pairs = [
-        store.segment(expert, epoch, epoch + config.expert_epochs) for expert, epoch in segments
-    ]
-    start, target = (sent(torch.stack(rows), like) for rows in zip(*pairs, strict=True))
-    return Drawn(iteration, before, start, target, choices.batches(iteration, plan))
+    loss: float
+    lr: float
+    finite: bool
+    passes: bool = True
 
 
-def _gradient(config: DistillConfig) -> Gradient:
-    return config.gradient if isinstance(config.gradient, str) else ("truncated", config.gradient)
+class Objective(Protocol):
+    """Outer iterations on one stage's set.
+
+    Attributes:
+        average: of the images over the iterations, where one is kept.
+        rates: the keys to lower where an iteration goes astray.
+    """
+
+    average: MovingAverage | None
+    rates: str
+
+    def learn(self, made: Synthetic) -> None:
+        """Take a set to change from now on, without any momentum yet."""
+        ...
+
+    def open(self, store: Experts | None, experts: list[int]) -> None:
+        """Take the experts that the run has, by their numbers in a store."""
+        ...
+
+    def step(self, iteration: int) -> Told:
+        """One outer iteration on the set, in place."""
+        ...
+
+    def state(self, iteration: int) -> State:
+        """What going on with this iteration depends on, besides the set: tensors, JSON values."""
+        ...
+
+    def restore(self, state: State) -> None:
+        """Go on from a run's state, once its set is learned.
+
+        Raises:
+            KeyError, TypeError, ValueError: it lacks something, or is of another set.
+        """
+        ...
+
+    def evaluated_from(self, networks: int) -> Tensor | None:
+        """Weights [networks,P] that an evaluation begins with; None: fresh ones."""
+        ...
 
 
-def _keep(config: DistillConfig, size: int) -> Keep | None:
-    if config.keep == "loss" and config.loss_ratio:
-        return but_smallest(config.loss_ratio)
-    if config.keep == "depth" and config.depth_ratio:
-        return but_first(config.depth_ratio, size)
-    return None
+def stored_as(config: DistillConfig, space: Space) -> Pixels:
+    """What the images of a configuration's set are stored as.
+
+    Raises:
+        FastmttError: gradients are matched on images whose space has no pixels.
+    """
+    stored = PIXELS
+    if config.texture:
+        stored = Canvas(config.canvas_size, config.canvas_samples)
+    elif config.factor > 1:
+        stored = Decode(config.factor, config.decode_type, config.batch_syn_max)
+    if config.objective == "matching":
+        return stored
+    if not isinstance(space, Normalised):
+        raise FastmttError(
+            "objective gradmatch stores images in [0,1] and normalises them to train, but the data "
+            "are whitened; set zca to false"
+        )
+    return InPixels(stored, space.mean, space.std)

@@ -1,9 +1,9 @@
 """Keys of the published programs that are none of ours: what each was, what becomes of it.
 
-MTT, FTD, TESLA, DATM, PAD and PDD share most keys, and those are ours too. Of the rest some never
-did anything, some name what happens here anyway, some are another spelling of ours, and some name
-a choice this version does not have. A row is lifted by removing it; a key that a command has goes
-to the command. A file of a published program is one without `method`.
+MTT, FTD, TESLA, DATM, PAD, PDD and IDC share most keys, and those are ours too. Of the rest some
+never did anything, some name what happens here anyway, some are another spelling of ours, and some
+name a choice this version does not have. A row is lifted by removing it; a key that a command has
+goes to the command. A file of a published program is one without `method`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from fastmtt.errors import FastmttError
 # Keys without effect: the reason.
 _IGNORED = {
     "lr_init": "no published program reads it",
-    "batch_real": "it fed a loader from which no published program draws",
     "init_frozen": "PAD does not read it",
     "name": "PAD does not read it; run_name names a run",
     "parall_eva": "evaluation uses the device the run uses",
@@ -34,17 +33,49 @@ _IGNORED = {
     **dict.fromkeys(
         ("add_hard", "rm_easy", "max_ratio", "bins_path"), "PAD's buffer programs do not read it"
     ),
+    "reproduce": "configs/idc has the values it stands for, a file for each setting",
+    "epochs": "IDC's program overwrites it; epoch_eval_train is the evaluation's",
+    "mixup": "it is the evaluation's, which has a protocol; mixup_net is the matching's",
+    "rrc": "it is the evaluation's, which has a protocol",
 }
-_IGNORED_BY_EVALUATE = {
-    "lr_teacher": "the published evaluation does not read it; lr sets the learning rate",
-    "no_aug": "evaluation augments by dsa alone",
+_NO_LOADER = "it fed a loader from which no published program draws"
+_IGNORED_BY = {
+    "buffer": {"batch_real": _NO_LOADER},
+    "scores": {"batch_real": _NO_LOADER},
+    "evaluate": {
+        "batch_real": _NO_LOADER,
+        "lr_teacher": "the published evaluation does not read it; lr sets the learning rate",
+        "no_aug": "evaluation augments by dsa alone",
+    },
 }
-# Keys by other names: those of DATM's first files, PDD's.
+# Keys by other names: those of DATM's first files, PDD's, IDC's.
 _RENAMED = {
+    "niter": "Iteration",
+    "init": "pix_init",
+    "net_type": "model",
+    "lr": "net_lr",
+    "wd": "net_wd",
+    "batch_size": "net_batch",
+    "size": "res",
+    "repeat": "num_eval",
+    "num-intervals": "num_intervals",
     "Initial_Step": "current_max_start_epoch",
     "learn_end_epoch": "expansion_end_epoch",
     "sparse-ratio": "sparse_ratio",
     "override_epoch_eval_train": "epoch_eval_train",
+}
+SHORT = {"-d": "dataset", "-f": "factor", "-n": "net_type", "-i": "ipc"}  # IDC's flags
+# IDC's names of what has another name here, by the key they are found under.
+_NAMES = {
+    "dataset": {
+        "cifar10": "CIFAR10",
+        "cifar100": "CIFAR100",
+        "svhn": "SVHN",
+        "mnist": "MNIST",
+        "fashion": "FashionMNIST",
+    },
+    "init": {"random": "real", "mix": "real", "noise": "noise"},
+    "net_type": {"convnet": "ConvNet"},
 }
 _EMPTY_IS_NULL = ("Initialize_Label_Model", "sort_method")
 _GROWING = ("current_max_start_epoch", "expansion_end_epoch")
@@ -70,6 +101,16 @@ _ABSENT = {
     "random_trajectory": _Absent("TESLA's random trajectories", (False,)),
     "start_interval": _Absent("PDD's later first stage, for which resume stands", (1,)),
     "start_sampling_epoch": _Absent("PDD's first epoch, for which min_start_epoch stands", (0,)),
+    "start-interval": _Absent("PDD's later first stage, for which resume stands", (0,)),
+    "match": _Absent("IDC's matching of features", ("grad",)),
+    "fix_iter": _Absent("IDC's networks of several outer iterations", (-1, 1)),
+    "norm_type": _Absent("IDC's norms by a key, which model names (ConvNetBN)", ("instance",)),
+    "depth": _Absent("IDC's depth by a key, which model names (ConvNetD4)", (3, 10)),
+    "width": _Absent("IDC's width by a key, which model names (ConvNetW256)", (1,)),
+    "momentum": _Absent("another momentum of IDC's networks", (0.9,)),
+    "nclass": _Absent("a number of ImageNet's classes, for which subset stands", ()),
+    "phase": _Absent("IDC's parts of a data set", (-1,)),
+    "nclass_sub": _Absent("IDC's parts of a data set", (-1,)),
 }
 
 
@@ -170,8 +211,8 @@ def _reason(
         return "DATM's and PAD's programs do not read it; with method in the file it counts"
     if entry.name in known:
         return None
-    if command == "evaluate" and entry.name in _IGNORED_BY_EVALUATE:
-        return _IGNORED_BY_EVALUATE[entry.name]
+    if entry.name in _IGNORED_BY.get(command, {}):
+        return _IGNORED_BY[command][entry.name]
     if entry.name == "teacher_label" and entry.value is False:
         return "false is what happens here anyway"
     row = _ABSENT.get(entry.name)
@@ -187,6 +228,15 @@ def _as_ours(entry: Entry, values: dict[str, Any], known: Container[str]) -> tup
         return entry.with_value("auto"), (
             f"is a list of GPUs ({entry.text}), taken as auto: one device is used"
         )
+    if name == "niter" and isinstance(value, int) and not isinstance(value, bool):
+        loops = values.get("inner_loop", 100)
+        outer = value * 100 // loops if isinstance(loops, int) and loops > 0 else value
+        ours = entry.renamed("Iteration").with_value(max(outer - 1, 0))
+        return ours, f"is taken as Iteration {ours.text}, which counts from 0"
+    theirs = _NAMES.get(name, {})
+    if isinstance(value, str) and value in theirs:
+        ours = entry.renamed(_RENAMED.get(name, name)).with_value(theirs[value])
+        return ours, f"{value} is taken as {ours.name} {ours.text}, its name here"
     if name in _RENAMED and _RENAMED[name] in known:
         ours = entry.renamed(_RENAMED[name])
         return ours, f"is taken as {ours.name}, its name here{_growing_note(values)}"

@@ -22,21 +22,25 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("rm_easy_ratio_first", "rm_easy_ratio_second", "threshold"), 0),
     **dict.fromkeys(("add_end_epoch", "rm_epoch_first", "rm_epoch_second"), 0),
     **dict.fromkeys(("res", "current_max_start_epoch", "expansion_end_epoch"), 1),
+    **dict.fromkeys(("factor", "batch_real", "batch_syn_max", "inner_loop", "net_batch"), 1),
+    **dict.fromkeys(("net_epoch", "n_data"), 1),
+    **dict.fromkeys(("mom_img", "net_lr", "net_wd", "early", "mix_p", "beta"), 0),
+    "pt_from": -1,
     "Label_Model_Timestamp": -(2**31),
     "networks": 1,
     "score_epochs": 0,
 }
-_ABOVE = {"lr_teacher", "expert_lr", "lr", "threshold", "init_ratio"}
+_ABOVE = {"lr_teacher", "expert_lr", "lr", "threshold", "init_ratio", "net_lr", "beta"}
 # At 1 these leave no weight, no image, or an average that stays as it began.
 _BELOW = {"loss_ratio", "depth_ratio", "ratio", "ema_decay", "sparse_ratio"}
 _BELOW |= {"rm_easy_ratio_first", "rm_easy_ratio_second"}
 _MOST: dict[str, float] = {
-    "mom": 1,
+    **dict.fromkeys(("mom", "mom_img", "mix_p"), 1),
     "threads": 1024,
     # Each step is drawn beforehand, and keeps two copies of the weights.
     "syn_steps": 100_000,
     "segments": 10_000,
-    **dict.fromkeys(("canvas_size", "canvas_samples", "num_intervals"), 100),
+    **dict.fromkeys(("canvas_size", "canvas_samples", "num_intervals", "factor"), 100),
     "published": 100,
     **dict.fromkeys(("Momentum_y", "loss_ratio", "depth_ratio", "ema_decay", "ratio"), 1),
     **dict.fromkeys(("init_ratio", "rm_easy_ratio_first", "rm_easy_ratio_second"), 1),

@@ -11,7 +11,6 @@ from fastmtt.distillation import Distillation
 from fastmtt.errors import FastmttError
 from fastmtt.methods import METHODS
 from fastmtt.options import DistillConfig
-from fastmtt.pace import Pace
 from fastmtt.run import RunFolder
 from fastmtt.stages import FIRST
 from fastmtt.student.zoo import make_network
@@ -124,5 +123,5 @@ def began(path, config, dataset, experts, stage=FIRST):
     distillation = Distillation(config, dataset, stage)
     distillation.store = Experts(experts)
     distillation.experts = distillation.store.indices()
-    distillation.run, distillation.pace = Remembered(path, distillation), Pace()
+    distillation.open(distillation.store, Remembered(path, distillation))
     return distillation

@@ -16,7 +16,7 @@ from fastmtt.options import DistillConfig
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
 # Epochs of the experts that the methods' programs train; of DATM's and PAD's the last one labels.
-LENGTHS = {"mtt": 50, "ftd": 50, "tesla": 50, "datm": 100, "pad": 100, "pdd": 50}
+LENGTHS = {"mtt": 50, "ftd": 50, "tesla": 50, "datm": 100, "pad": 100, "pdd": 50, "idc": 0}
 LABELLED = ("datm", "pad")
 SETS = {"CIFAR10": "cifar10", "CIFAR100": "cifar100", "Tiny": "tiny"}
 
@@ -77,6 +77,30 @@ cifar100_ipc50  20 2 20 512 yes  1000 1e-5 .01 52.0
 tiny_ipc10      20 2 20  64 no  10000 1e-4 .01 27.3
 tiny_ipc50      20 2 20  64 no  10000 1e-4 .01    -
 """
+# IDC-I with whole images, IDC with four in each: accuracies.
+IDC = """\
+cifar10_ipc1       36.7 50.6
+cifar10_ipc10      58.3 67.5
+cifar10_ipc50      69.5 74.5
+cifar100_ipc10     36.6 45.1
+cifar100_ipc20     41.5 49.0
+svhn_ipc1          46.7 68.5
+svhn_ipc10         77.0 87.5
+svhn_ipc50         87.9 90.1
+mnist_ipc1         88.9 94.2
+mnist_ipc10        98.0 98.4
+mnist_ipc50        98.8 99.1
+fashionmnist_ipc1  70.7 81.0
+fashionmnist_ipc10 85.3 86.0
+fashionmnist_ipc50 89.1 86.2
+"""
+# PDD on IDC: images of all five stages, outer iterations, accuracy.
+PDD_ON_IDC = """\
+cifar10_ipc10   2000 67.9
+cifar10_ipc50   2000 76.5
+cifar100_ipc10  2000 45.8
+cifar100_ipc50  1000 53.1
+"""
 TABLES = {"mtt": MTT, "ftd": FTD, "tesla": TESLA, "pdd": PDD}
 UNKNOWN = {"pdd-tiny_ipc50"}  # settings whose accuracy we do not know
 _KEYS = [
@@ -106,6 +130,11 @@ def label(path: Path) -> str:
     return f"{path.parent.name}-{path.stem}"
 
 
+def method_of(path: Path) -> str:
+    """The row a file is of; PDD on IDC is IDC's, in stages."""
+    return "idc" if path.stem.startswith("idc_") else path.parent.name
+
+
 def network_of(name: str) -> str:
     if name.startswith(("tiny", "imagenet1k")):
         return "ConvNetD4"
@@ -115,9 +144,9 @@ def network_of(name: str) -> str:
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_every_file_is_read_without_a_word_and_fits_its_place(path: Path) -> None:
     config = read(path)
-    assert config.method == path.parent.name and config.method in METHODS
+    assert config.method == method_of(path) and config.method in METHODS
     assert path.stem.rpartition("_ipc")[2] == str(config.ipc * config.num_intervals)
-    stem = path.stem.rpartition("_")[0]
+    stem = path.stem.rpartition("_")[0].removesuffix("_f1").removeprefix("idc_")
     assert stem == (config.subset if config.dataset == "ImageNet" else config.dataset.lower())
     length = LENGTHS[config.method]
     assert config.epochs_read <= length
@@ -132,7 +161,7 @@ def test_every_file_is_read_without_a_word_and_fits_its_place(path: Path) -> Non
 
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_a_file_repeats_nothing_of_its_methods_row(path: Path) -> None:
-    row = METHODS[path.parent.name].choices
+    row = METHODS[method_of(path)].choices
     values = yaml.safe_load(path.read_text())
     repeated = {name for name in values if name in row and row[name] == values[name]}
     assert repeated <= {*_KEYS, "alpha", "ema_decay"}  # what the published tables list
@@ -141,7 +170,7 @@ def test_a_file_repeats_nothing_of_its_methods_row(path: Path) -> None:
 @pytest.mark.parametrize("method", TABLES)
 def test_the_tables_of_mtt_ftd_tesla_and_pdd(method: str) -> None:
     files = {path.stem for path in (CONFIGS / method).glob("*.yaml")}
-    files -= {"digits_ipc1", "digits_ipc2"}
+    files = {name for name in files if not name.startswith(("digits", "idc_"))}
     rows = [line.split() for line in TABLES[method].splitlines()]
     assert {row[0] for row in rows} == files
     for name, *cells in rows:
@@ -162,6 +191,38 @@ def test_the_tables_of_mtt_ftd_tesla_and_pdd(method: str) -> None:
             assert config.labels == ("teacher" if name.startswith("imagenet1k") else "hard")
         else:
             assert (config.gradient, config.labels, config.Iteration) == ("exact", "hard", 5000)
+
+
+def test_the_tables_of_idc_and_of_pdd_on_it() -> None:
+    presets = {  # of the program's --reproduce
+        "cifar": dict(metric="mse", lr_img=5e-3, n_data=2000),
+        "svhn": dict(metric="mse", lr_img=5e-3, n_data=500),
+        "mnist": dict(metric="l1", lr_img=1e-4, n_data=500),
+        "fashionmnist": dict(metric="l1", lr_img=1e-4, n_data=500),
+    }
+    names = set()
+    for line in IDC.splitlines():
+        name, *accuracies = line.split()
+        data, _, ipc = name.partition("_ipc")
+        for factor, accuracy in zip((1, 2), accuracies, strict=True):
+            stem = f"{data}_f1_ipc{ipc}" if factor == 1 else name
+            config, plain = read(CONFIGS / "idc" / f"{stem}.yaml"), stem == "svhn_f1_ipc1"
+            wanted = {
+                **presets[data.rstrip("0123456789")],
+                **dict(objective="gradmatch", factor=factor, ipc=int(ipc), mix_p=0.5),
+                **dict(Iteration=1999, inner_loop=100, published=float(accuracy)),
+                **dict(mixup_net="vanilla" if plain else "cut", net_lr=0.01, model="ConvNet"),
+            }
+            assert {key: getattr(config, key) for key in wanted} == wanted, stem
+            assert ("flip" in config.dsa_strategy) == (data not in ("svhn", "mnist"))
+            names.add(stem)
+    files = {path.stem for path in (CONFIGS / "idc").glob("*.yaml")}
+    assert files == names | {"digits_ipc1"}
+    for line in PDD_ON_IDC.splitlines():
+        name, iterations, accuracy = line.split()
+        config = read(CONFIGS / "pdd" / f"idc_{name}.yaml")
+        assert (config.num_intervals, config.Iteration) == (5, int(iterations) - 1)
+        assert (config.published, config.n_data, config.factor) == (float(accuracy), 2000, 2)
 
 
 @pytest.mark.parametrize("method", ["datm", "pad"])

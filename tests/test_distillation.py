@@ -11,7 +11,7 @@ from compare import assert_close
 from recordable import Recordable
 from tolerances import FORMULA, META_GRADIENT
 
-from fastmtt import FastmttError, distillation, evaluation
+from fastmtt import FastmttError, evaluation, trajectory_objective
 from fastmtt.evaluation import Scores
 from fastmtt.labels import Labeller
 from fastmtt.options import DistillConfig
@@ -108,12 +108,12 @@ def test_the_average_is_of_what_was_learned_alone(begin, soft):
     keys = dict(threshold=1.0, ema_decay=0.5, seed=1)
     run = begin("datm" if soft else "ftd", used=GATED, **keys)
     shadow = run.set.images.detach().clone()
-    assert torch.equal(run.average.shadow, shadow)
+    assert torch.equal(run.objective.average.shadow, shadow)
     for _ in range(4):
         run.step()
         if not run.run.records[-1].get("left_out"):
             shadow = 0.5 * shadow + 0.5 * run.set.images.detach()
-        assert_close(run.average.shadow, shadow, FORMULA)
+        assert_close(run.objective.average.shadow, shadow, FORMULA)
     assert {record.get("left_out", False) for record in run.run.records} == {False, True}
 
 
@@ -265,7 +265,7 @@ def test_the_update_is_recordable(method, begin, monkeypatch):
     monkeypatch.setattr(Recordable, "made", [])
     keys = {"ema_decay": 0.9} if method == "ftd" else {}
     plain = begin(method, folder="plain", **keys)
-    monkeypatch.setattr(distillation, "Captured", Recordable)
+    monkeypatch.setattr(trajectory_objective, "Captured", Recordable)
     watched = begin(method, folder="watched", **keys)
     for _ in range(4):
         assert plain.step() == watched.step()
@@ -277,7 +277,7 @@ def test_the_update_is_recordable(method, begin, monkeypatch):
 def test_drawn_ahead_a_run_has_the_same_bits_and_goes_on_from_the_same_state(rng, begin):
     keys = dict(rng=rng, batch_syn=4, used=(0, 2))
     plain, early = (begin("mtt", folder=folder, **keys) for folder in ("plain", "early"))
-    early.ahead = True
+    early.objective.ahead = True
     for _ in range(3):
         assert plain.step() == early.step()
         (tensors, values), (same, state) = plain.state(), early.state()

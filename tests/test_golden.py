@@ -102,7 +102,7 @@ def test_mtt_with_augmentation(tmp_path, dataset):
     seen = set()
 
     def augment(it, step, x):
-        kinds, values = run.choices.batches(it, run.plan).parameters[step]
+        kinds, values = run.choices.batches(it, run.objective.plan).parameters[step]
         ((kind,),) = kinds.tolist()
         seen.add(kind)
         return published_dsa.augment(x, kind, values[0, 0].double())
@@ -146,7 +146,7 @@ def windowed(run):
 
     def windows(it, step, canvases, labels):
         copies = run.config.canvas_samples
-        drawn = run.choices.batches(it, run.plan).drawn[step][0].tolist()
+        drawn = run.choices.batches(it, run.objective.plan).drawn[step][0].tolist()
         repeated = torch.cat([canvases] * copies)
         cut = straight_line.roll_and_cut(repeated, drawn, *in_memory.SHAPE[1:])
         return cut, torch.cat([labels] * copies)

@@ -31,6 +31,23 @@ NO_WEIGHT = "keep is loss, but loss_ratio is 0: no weight is left out"
                 "expansion_end_epoch is 9, but Sequential_Generation is false: it has no effect",
             ],
         ),
+        ("--decode_type multi", ['decode_type is "multi", but factor is 1: it has no effect']),
+        (
+            "--batch_real 256 --n_data 9",
+            [
+                "batch_real is 256, but objective is matching: it has no effect",
+                "n_data is 9, but objective is matching: it has no effect",
+            ],
+        ),
+        ("--factor 2 --decode_type bound --batch_syn_max 64", []),
+        (
+            "--method idc --syn_steps 9",
+            ["syn_steps is 9, but objective is gradmatch: it has no effect"],
+        ),
+        (
+            "--method idc --mixup_net vanilla --beta 2",
+            ["beta is 2.0, but mixup_net is vanilla: it has no effect"],
+        ),
         ("--method pad", [NO_WEIGHT]),
         ("--keep depth", ["keep is depth, but depth_ratio is 0: no weight is left out"]),
         ("--method ftd --rho_max null", []),  # the row's alpha is nobody's mistake

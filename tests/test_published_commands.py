@@ -1,10 +1,12 @@
 """The published programs' commands, the program's name changed and the method added."""
 
+import re
 from typing import Any
 
 import pytest
 from saying import said
 
+from fastmtt.errors import FastmttError
 from fastmtt.options import BufferConfig, DistillConfig, EvaluateConfig
 
 # MTT's README; DC-BENCH's table as flags; FTD's README and script; TESLA's README. Each with the
@@ -88,6 +90,46 @@ def test_the_published_distillations_are_read(flags: str, means: dict[str, Any])
     config, warned = said("distill", flags.split())
     assert config == DistillConfig(**means)
     assert warned == []
+
+
+def test_idcs_flags_are_read() -> None:
+    flags = (
+        "-d cifar100 -f 2 -n convnet --ipc 10 --decode_type bound --init mix --match grad --metric "
+        "mse --niter 2000 --inner_loop 50 --n_data 2000 --lr_img 5e-3 --lr 0.01 --wd 5e-4 "
+        "--batch_size 64 --mix_p 0.5 --fix_iter -1 --reproduce --repeat 3 --depth 3 --method idc"
+    )
+    config, warned = said("distill", flags.split())
+    assert config == DistillConfig(
+        **dict(dataset="CIFAR100", ipc=10, factor=2, decode_type="bound", metric="mse"),
+        **dict(Iteration=3999, inner_loop=50, n_data=2000, lr_img=5e-3, mix_p=0.5, num_eval=3),
+        **dict(method="idc", objective="gradmatch", batch_train=64, eval_it=200),
+    )
+    assert warned == [
+        "dataset cifar100 is taken as dataset CIFAR100, its name here",
+        "net_type convnet is taken as model ConvNet, its name here",
+        "init mix is taken as pix_init real, its name here",
+        "match is ignored: grad is what happens here anyway",
+        "niter is taken as Iteration 3999, which counts from 0",
+        "lr is taken as net_lr, its name here",
+        "wd is taken as net_wd, its name here",
+        "batch_size is taken as net_batch, its name here",
+        "fix_iter is ignored: -1 is what happens here anyway",
+        "reproduce is ignored: configs/idc has the values it stands for, a file for each setting",
+        "repeat is taken as num_eval, its name here",
+        "depth is ignored: 3 is what happens here anyway",
+    ]
+
+
+def test_pdds_flags_on_idc_are_read() -> None:
+    flags = "--method idc -d cifar10 -f 2 --ipc 2 --niter 2000 --num-intervals 5 --start-interval 0"
+    config, _ = said("distill", flags.split())
+    assert (config.num_intervals, config.ipc, config.Iteration) == (5, 2, 1999)
+    for flags, choice in {
+        "--match feat": "IDC's matching of features (match: feat)",
+        "--nclass 100": "a number of ImageNet's classes, for which subset stands",
+    }.items():
+        with pytest.raises(FastmttError, match=re.escape(choice)):
+            said("distill", flags.split())
 
 
 def test_tesla_means_all_of_imagenet() -> None:

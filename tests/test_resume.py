@@ -162,6 +162,7 @@ METHODS = {
     "--batch_syn 8 --lr_y 0.5 --lr_teacher 0.05 --expert_lr 0.02",
     "ftd": "--ema_decay 0.9",
     "pdd": "--num_intervals 2",
+    "idc": "--factor 1 --inner_loop 2 --n_data 64 --lr_img 0.5",
 }
 
 

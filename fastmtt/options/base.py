@@ -79,7 +79,7 @@ class ExpertConfig(BaseConfig):
 
     Attributes:
         method: The method whose choices apply where no key overrides them: mtt, ftd, tesla, datm,
-            pad or pdd.
+            pad, pdd or idc.
         buffer_path: Folder of the experts' trajectories [MTT].
         num_experts: Number of experts; those already stored are kept, and for a distillation need
             only be of its network and data [MTT].

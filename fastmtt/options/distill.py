@@ -1,18 +1,24 @@
 """The keys of `python -m fastmtt.distill`."""
 
+import json
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fastmtt.errors import FastmttError
-from fastmtt.options.base import DATA, EXPERTS, MACHINE, NETWORK, ExpertConfig
-from fastmtt.parametrisation import PIXELS, Canvas, Pixels
+from fastmtt.options.base import DATA, EXPERTS, MACHINE, NETWORK
+from fastmtt.options.condense import (
+    GRADIENTS,
+    INNER_NETWORKS,
+    TRAJECTORIES,
+    CondenseConfig,
+)
 
 Gradient = Literal["exact", "tesla"] | int
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig(ExpertConfig):
-    """Distil a data set by matching training trajectories; missing experts are trained first.
+class DistillConfig(CondenseConfig):
+    """Distil a data set by matching trajectories or gradients; missing experts are trained first.
 
     Attributes:
         ipc: Distilled images a class [MTT].
@@ -86,13 +92,15 @@ class DistillConfig(ExpertConfig):
         "network and its batches": NETWORK,
         "experts": f"buffer_path num_experts train_epochs expert_lr expert_batch max_experts "
         f"{EXPERTS}",
-        "distilled images": "ipc num_intervals pix_init texture canvas_size canvas_samples lr_img "
-        "lr_lr lr_teacher batch_syn Iteration ema_decay",
+        "distilled images": "ipc num_intervals pix_init texture canvas_size canvas_samples factor "
+        "decode_type lr_img mom_img lr_lr lr_teacher batch_syn Iteration ema_decay",
         "labels": "labels lr_y Momentum_y Label_Model_Timestamp "
         "Initialize_Label_With_Another_Model Initialize_Label_Model",
-        "matching": "method expert_epochs syn_steps min_start_epoch max_start_epoch "
+        "matching": "method objective expert_epochs syn_steps min_start_epoch max_start_epoch "
         "Sequential_Generation current_max_start_epoch expansion_end_epoch threshold keep "
         "loss_ratio depth_ratio no_aug gradient legacy_scale segments rng memory",
+        "matching gradients": GRADIENTS,
+        "networks whose gradients are matched": INNER_NETWORKS,
         "evaluation": "eval_it num_eval epoch_eval_train skip_first_eva ema_eval published",
         "run": f"save_path run_name resume logger project {MACHINE}",
     }
@@ -148,13 +156,10 @@ class DistillConfig(ExpertConfig):
     published: float | None = None
 
     @property
-    def parametrisation(self) -> Pixels:
-        """What training images are made of."""
-        return Canvas(self.canvas_size, self.canvas_samples) if self.texture else PIXELS
-
-    @property
     def last_epoch(self) -> int:
-        """The last epoch that a segment may end at."""
+        """The last epoch that a segment may end at, or whose snapshot gradients begin with."""
+        if self.objective == "gradmatch":
+            return max(self.pt_from, 0)
         return self.max_start_epoch - 1 + self.expert_epochs
 
     @property
@@ -171,6 +176,8 @@ class DistillConfig(ExpertConfig):
     @property
     def epochs_read(self) -> int:
         """Epochs that experts must have: up to a segment's end, and to the snapshot that labels."""
+        if self.objective == "gradmatch":
+            return self.last_epoch
         another = self.Initialize_Label_With_Another_Model
         return max(self.last_epoch, 0 if another else self.epochs_labelled)
 
@@ -194,6 +201,13 @@ class DistillConfig(ExpertConfig):
 
     def _epochs_at_odds(self) -> str:
         """Say which experts or epochs do not go together; empty: none."""
+        if self.objective == "gradmatch" and self.last_epoch > self.expert_length:
+            return (
+                f"pt_from is {self.pt_from}, but experts end at train_epochs {self.train_epochs}; "
+                "lower the first or raise the second"
+            )
+        if self.objective == "gradmatch":
+            return ""
         low, high = self.start_epochs(0)
         if low >= high:
             name = "current_" * self.Sequential_Generation + "max_start_epoch"
@@ -224,13 +238,43 @@ class DistillConfig(ExpertConfig):
 
     def _choices_at_odds(self) -> str:
         """Say which choices mean nothing together; empty: none."""
-        return self._storage_at_odds() or self._labels_at_odds() or self._matching_at_odds()
+        return (
+            self._gradients_at_odds()
+            or self._storage_at_odds()
+            or self._labels_at_odds()
+            or self._matching_at_odds()
+        )
+
+    def _gradients_at_odds(self) -> str:
+        """Say which choice is trajectory matching's alone, where gradients are matched."""
+        if self.objective == "matching":
+            return ""
+        usual = {name: key.default for name, key in type(self).__dataclass_fields__.items()}
+        for name, reason in TRAJECTORIES.items():
+            if (value := getattr(self, name)) != usual[name]:
+                return (
+                    f"{name} is {json.dumps(value)}, but objective is gradmatch: {reason}; leave "
+                    f"{name} out, or set objective to matching"
+                )
+        if self.pix_init == "samples_predicted_correctly":
+            return (
+                "pix_init is samples_predicted_correctly, but objective is gradmatch, which has no "
+                "experts to ask; set pix_init to real"
+            )
+        return ""
 
     def _storage_at_odds(self) -> str:
         if self.texture and self.zca:
             return (
                 "texture cuts windows out of canvases and zca whitens images as wholes; set one of "
                 "them to false"
+            )
+        if self.factor > 1 and (self.zca or self.texture):
+            what = "whitens images as wholes" if self.zca else "cuts windows out of them"
+            name = "zca" if self.zca else "texture"
+            return (
+                f"factor is {self.factor}, which enlarges parts of stored images, and {name} "
+                f"{what}; set factor to 1 or {name} to false"
             )
         usual = {"canvas_size": 2, "canvas_samples": 1}
         for name, value in usual.items():

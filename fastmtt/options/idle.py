@@ -4,7 +4,15 @@ import json
 
 from fastmtt.methods import METHODS
 from fastmtt.options.base import ExpertConfig
+from fastmtt.options.condense import GRADIENTS, INNER_NETWORKS
 from fastmtt.options.distill import DistillConfig
+
+# What a gradient's match reads nothing of, and what would not be worth refusing.
+_TRAJECTORIES = (
+    *("expert_epochs", "syn_steps", "batch_syn", "min_start_epoch", "max_start_epoch", "lr_lr"),
+    *("Sequential_Generation", "current_max_start_epoch", "expansion_end_epoch", "memory"),
+    *("lr_y", "Momentum_y", "loss_ratio", "depth_ratio"),
+)
 
 
 def idle_keys(config: ExpertConfig) -> list[str]:
@@ -40,6 +48,16 @@ def _reasons(config: ExpertConfig) -> dict[str, str]:
         found |= dict.fromkeys(("alpha", "adaptive"), reason)
     if not isinstance(config, DistillConfig):
         return found
+    if config.factor == 1:
+        found["decode_type"] = "factor is 1"
+    if config.objective == "gradmatch":
+        found |= dict.fromkeys(_TRAJECTORIES, "objective is gradmatch")
+        if config.mixup_net != "cut":
+            found |= dict.fromkeys(("mix_p", "beta"), f"mixup_net is {config.mixup_net}")
+        return found
+    bound = {"batch_syn_max"} if config.decode_type == "bound" else set()
+    gradients = {*GRADIENTS.split(), *INNER_NETWORKS.split()} - bound
+    found |= dict.fromkeys(sorted(gradients), "objective is matching")
     if config.labels != "soft":
         reason = f"labels are {config.labels}, which are not learned"
         found |= dict.fromkeys(("lr_y", "Momentum_y"), reason)

@@ -15,7 +15,7 @@ from fastmtt.errors import FastmttError
 from fastmtt.files import one_line
 from fastmtt.options import DistillConfig
 from fastmtt.reporting.metrics import Metrics, number, read_metrics
-from fastmtt.synthetic import load_synthetic
+from fastmtt.synthetic import Synthetic, load_synthetic
 
 # Title, and what it was chosen by: the page names each set for what it is.
 CHOICES = {
@@ -148,31 +148,32 @@ def _read_sets(folder: Path) -> tuple[list[ChosenSet], list[str]]:
         return [], []
     space_file = folder / "space.safetensors"
     space = load_space(space_file) if space_file.exists() else None
-    groups: list[tuple[str, list[str], Tensor, Tensor, float]] = []
+    groups: list[tuple[str, list[str], Synthetic, Tensor]] = []
     classes: list[str] = []
     for (line, key), file in files.items():
         synthetic, meta = load_synthetic(file)
         classes = _class_names(meta) or classes
-        for one, keys, images, _, _ in groups:
-            if one == line and torch.equal(images, synthetic.images):
+        for one, keys, other, _ in groups:
+            if one == line and torch.equal(other.images, synthetic.images):
                 keys.append(key)
                 break
         else:
             labels = synthetic.labels if synthetic.labels.dim() == 1 else synthetic.labels.argmax(1)
-            groups.append((line, [key], synthetic.images, labels, float(synthetic.lr)))
+            groups.append((line, [key], synthetic, labels))
     return [
-        ChosenSet(line, tuple(keys), *_views(space, images, folder), labels, lr)
-        for line, keys, images, labels, lr in groups
+        ChosenSet(line, tuple(keys), *_views(space, one, folder), labels, float(one.lr))
+        for line, keys, one, labels in groups
     ], classes
 
 
 def _views(
-    space: Space | None, images: Tensor, folder: Path
+    space: Space | None, synthetic: Synthetic, folder: Path
 ) -> tuple[Tensor | None, Tensor | None]:
+    images = synthetic.images
     if space is None:
         return None, images
     try:
-        pixels = space.to_pixels(images)
+        pixels = synthetic.to_pixels(space)
         if pixels.shape != images.shape:
             raise RuntimeError(f"it has {pixels.shape[1]} channels")
     except RuntimeError as error:
