@@ -24,7 +24,7 @@ HEAD = LINES.index(["`eval_mode`", "networks"])
 ROWS = [
     (name, images, int(count.replace(" ", "")), served)
     for names, images, count, served in LINES[1:HEAD]
-    for name in re.findall(r"`(\w+)`", names.split(" (")[0])
+    for name in re.findall(r"`([\w-]+)`", names.split(" (")[0])
 ]
 
 
