@@ -26,6 +26,7 @@ from fastmtt.objective import Drawn, draw_iteration, make_matcher
 from fastmtt.options import DistillConfig
 from fastmtt.pace import Pace
 from fastmtt.progress import Meter
+from fastmtt.protocol import make_protocol
 from fastmtt.run import RunFolder, State
 from fastmtt.selection import Selection
 from fastmtt.smoothing import MovingAverage
@@ -62,15 +63,8 @@ class Distillation:
         )
         self.student = make_student(self.network, dataset.image_shape, precision=config.precision)
         self.matcher = make_matcher(config, self.network, self.student.size, self.plan)
-        self.protocol = evaluation.Protocol(
-            config.model,
-            config.num_eval,
-            config.epoch_eval_train,
-            config.batch_train,
-            augment,
-            config.seed,
-            config.precision,
-            graph=not config.no_graph,
+        self.protocol = make_protocol(
+            "mtt", config, dataset, networks=config.num_eval, epochs=config.epoch_eval_train
         )
         self._learn()
         self.first_iteration = stage.number * (config.Iteration + 1)
