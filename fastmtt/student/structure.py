@@ -98,14 +98,11 @@ def _layers(children: dict[str, nn.Module]) -> dict[str, nn.Module] | None:
             len(children) == 1 and type(features) is nn.Sequential
         ):
             return {f"features.{i}": layer for i, layer in enumerate(features)}
-        case {"layers": nn.ModuleDict() as kinds} if (
-            len(children) == 1
-            and tuple(kinds) == KINDS
-            and all(type(kind) is nn.ModuleList for kind in kinds.values())
-            and len({len(kind) for kind in kinds.values()}) == 1
-        ):
-            blocks = range(len(kinds["conv"]))
-            return {f"layers.{kind}.{i}": kinds[kind][i] for i in blocks for kind in KINDS}
+        case {"layers": nn.ModuleDict() as kinds} if len(children) == 1 and tuple(kinds) == KINDS:
+            lists = [kind for kind in kinds.values() if isinstance(kind, nn.ModuleList)]
+            if len(lists) == GROUP and len({len(kind) for kind in lists}) == 1:
+                blocks, named = range(len(lists[0])), dict(zip(KINDS, lists, strict=True))
+                return {f"layers.{kind}.{i}": named[kind][i] for i in blocks for kind in KINDS}
     return None
 
 

@@ -120,8 +120,9 @@ def _pooled_stem(channels: int, width: int, side: int, norm: Norm) -> nn.Sequent
 
 def _stem(channels: int, width: int, side: int, norm: Norm) -> nn.Sequential:
     """ResNet's: a 3x3 convolution for small images, else ImageNet's with stride and max pooling."""
+    pool: list[nn.Module] = []
     if side <= SMALL:
-        conv, pool = nn.Conv2d(channels, width, 3, padding=1, bias=False), []
+        conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     else:
         conv = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
         pool = [nn.MaxPool2d(3, 2, padding=1)]
