@@ -44,7 +44,8 @@ COMMANDS: dict[str, type[Any]] = {
 _ACTIONS = ("help", "print_config")  # flags that are no keys
 _SOURCES = (
     "A key ends with the program it comes from, where it means the same: MTT (arXiv 2203.11932), "
-    "FTD (2211.11004), TESLA (2211.10586), DATM (2310.05773), PAD (2408.03360); "
+    "FTD (2211.11004), TESLA (2211.10586), IDC (2205.14959), "
+    "DATM (2310.05773), PAD (2408.03360); "
     "without one it is fastmtt's own."
 )
 # What YAML 1.1 takes for text, because it wants a dot and a sign: 1e-05, 1.5e3.
