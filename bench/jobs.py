@@ -15,7 +15,8 @@ from bench.problem import DEPTH
 from bench.worker import EAGER
 from fastmtt import draws
 from fastmtt.data import DataSet
-from fastmtt.evaluation import MOMENTUM, WEIGHT_DECAY, Protocol, evaluate
+from fastmtt.evaluation import evaluate
+from fastmtt.protocol import MOMENTUM, WEIGHT_DECAY, Protocol
 from fastmtt.student import initial_weights, make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.training import Examples, Recipe, train

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Size, Tensor
 
 from fastmtt import evaluation, synthetic
-from fastmtt.augment import DSA
 from fastmtt.choices import Choices, make_choices
 from fastmtt.condensation import Condensation
 from fastmtt.data import DataSet
@@ -24,6 +23,7 @@ from fastmtt.objective import Objective, Setting, stored_as
 from fastmtt.options import DistillConfig
 from fastmtt.pace import Pace
 from fastmtt.progress import Meter
+from fastmtt.protocol import make_protocol
 from fastmtt.run import RunFolder, State
 from fastmtt.selection import Selection
 from fastmtt.stages import FIRST, Stage
@@ -47,15 +47,8 @@ class Distillation:
             config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
         )
         self.student = make_student(self.network, dataset.image_shape, precision=config.precision)
-        self.protocol = evaluation.Protocol(
-            config.model,
-            config.num_eval,
-            config.epoch_eval_train,
-            config.batch_train,
-            DSA(config.dsa_strategy) if config.dsa else None,
-            config.seed,
-            config.precision,
-            graph=not config.no_graph,
+        self.protocol = make_protocol(
+            "mtt", config, dataset, networks=config.num_eval, epochs=config.epoch_eval_train
         )
         self.count = stage.frozen + len(self.set.images)
         setting = Setting(
@@ -69,7 +62,9 @@ class Distillation:
             parametrisation,
         )
         matches = config.objective == "matching"
-        self.objective: Objective = (TrajectoryObjective if matches else Condensation)(setting)
+        self.objective: Objective = (
+            TrajectoryObjective(setting) if matches else Condensation(setting)
+        )
         self.objective.learn(self.set)
         self.first_iteration = stage.number * (config.Iteration + 1)
         self.iteration, self.evaluated = 0, False

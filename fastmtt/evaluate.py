@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,13 +12,11 @@ from torch import Tensor
 
 from fastmtt import __version__, evaluation
 from fastmtt.accuracy_table import Row, by_network, by_set
-from fastmtt.augment import DSA
 from fastmtt.command import command
 from fastmtt.config import parse
-from fastmtt.data import DataSet, load_space
+from fastmtt.data import DataSet
 from fastmtt.device import load_data
 from fastmtt.errors import FastmttError
-from fastmtt.evaluation import Protocol
 from fastmtt.experts.published import open_experts
 from fastmtt.experts.store import store_path
 from fastmtt.kept_scores import KeptScores, digest_of
@@ -28,127 +24,15 @@ from fastmtt.ops import backends
 from fastmtt.options import BaseConfig, DistillConfig, EvaluateConfig
 from fastmtt.pictures import save_bars
 from fastmtt.pools import pool
-from fastmtt.published_sets import load_published
+from fastmtt.protocol import Protocol, make_protocol
 from fastmtt.run import append_metrics
 from fastmtt.staged_evaluation import evaluate_stages
-from fastmtt.stages import first_snapshots, stage_file
+from fastmtt.stages import first_snapshots
 from fastmtt.student.zoo import make_network
+from fastmtt.subject import Subject, find_subject, load_set, load_stages
 from fastmtt.synthetic import Synthetic, load_synthetic
 
 REAL_STEPS = 1000  # of a network trained on all real images: enough to level off
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated, before anything but names is known of it.
-
-    Attributes:
-        file: the distilled images.
-        name: the set's name in the table.
-        config: what the run was made with; of published files, the defaults.
-        published: published accuracy in per cent, where known.
-        ours: whether it is a run's set, not a published program's.
-        stages: of a staged run, the set at the end of each stage; networks are trained on all.
-    """
-
-    file: Path
-    name: str
-    config: BaseConfig
-    published: float | None
-    ours: bool
-    stages: tuple[Path, ...] = ()
-
-
-def find_subject(asked: EvaluateConfig) -> Subject:
-    """What the command line names: a run's set, or a published program's files.
-
-    Raises:
-        FastmttError: there is no finished run where one was named, or files are named beside it.
-    """
-    if asked.data_dir is not None:
-        file = Path(asked.data_dir)
-        return Subject(file, f"distilled set ({file.name})", BaseConfig(), None, ours=False)
-    for key in ("label_dir", "lr_dir"):
-        if getattr(asked, key) is not None:
-            raise FastmttError(
-                f"{key} goes with data_dir, and a run's set has its own; leave it out"
-            )
-    given = Path(str(asked.run))
-    folder = given if given.is_dir() else given.parent
-    wanted = f"distilled_{asked.which}.safetensors"
-    file = folder / wanted if given.is_dir() else given
-    is_set = file.is_file() and file.suffix == ".safetensors"
-    if not is_set or not (folder / "config.yaml").is_file():
-        there = sorted(path.name for path in folder.glob("distilled_*.safetensors"))
-        raise FastmttError(
-            f"{given} is no run: wanted a folder that fastmtt.distill wrote (config.yaml and "
-            f"{wanted} in it; there is {', '.join(there) or 'no set'}) or one of its "
-            "distilled_*.safetensors; a published program's images go by --data_dir"
-        )
-    made_with = parse("distill", ["--cfg", str(folder / "config.yaml")])
-    name = f"distilled set ({file.stem.removeprefix('distilled_')})"
-    if made_with.num_intervals > 1 and given.is_dir() and asked.which == "best":
-        stages = _stages(folder, made_with.num_intervals)
-        name = f"distilled set ({len(stages)} stages)"
-        return Subject(stages[-1], name, made_with, made_with.published, ours=True, stages=stages)
-    if asked.stage_init != "fresh":
-        raise FastmttError(
-            f"stage_init is {asked.stage_init}, but networks are trained on one set, not stage by "
-            "stage; name the folder of a staged run, or leave stage_init out"
-        )
-    return Subject(file, name, made_with, made_with.published, ours=True)
-
-
-def _stages(folder: Path, count: int) -> tuple[Path, ...]:
-    """The sets of a staged run's stages.
-
-    Raises:
-        FastmttError: not all of them are done.
-    """
-    files = tuple(stage_file(folder, number) for number in range(count))
-    done = sum(file.is_file() for file in files)
-    if done < count:
-        raise FastmttError(
-            f"{folder} has done {done} of {count} stages; let it end (fastmtt.distill --resume), "
-            "or name one of its distilled_*.safetensors"
-        )
-    return files
-
-
-def load_set(asked: EvaluateConfig, subject: Subject, dataset: DataSet) -> Synthetic:
-    """Read the set, at the learning rate asked for, where the data set is.
-
-    Raises:
-        FastmttError: it is damaged, or of another data set or space.
-    """
-    if subject.ours:
-        _check_space(subject.file.parent, dataset)
-        synthetic = _own_set(subject.file, asked)
-    else:
-        synthetic = load_published(
-            subject.file,
-            None if asked.label_dir is None else Path(asked.label_dir),
-            None if asked.lr_dir is None else Path(asked.lr_dir),
-            asked.lr,
-            dataset=dataset,
-        )
-    _check_fits(subject.file, dataset, synthetic)
-    return synthetic.to(dataset.test_labels.device)
-
-
-def load_stages(asked: EvaluateConfig, subject: Subject, dataset: DataSet) -> list[Synthetic]:
-    """Read the sets of a staged run's stages, as :func:`load_set` reads one."""
-    sets = [_own_set(file, asked) for file in subject.stages]
-    for file, one in zip(subject.stages, sets, strict=True):
-        _check_fits(file, dataset, one)
-    return [one.to(dataset.test_labels.device) for one in sets]
-
-
-def _own_set(file: Path, asked: EvaluateConfig) -> Synthetic:
-    synthetic, _ = load_synthetic(file)
-    if asked.lr is not None:
-        synthetic.lr = torch.tensor(asked.lr)
-    return synthetic
 
 
 @command
@@ -158,19 +42,18 @@ def main(argv: list[str] | None = None) -> None:
     subject = find_subject(asked)
     config = asked.applied_to(subject.config)
     networks = pool(asked.eval_mode, config.model, asked.model_eval)
-    protocol = Protocol(
-        config.model,
-        asked.num_eval,
-        asked.epoch_eval_train,
-        config.batch_train,
-        DSA(config.dsa_strategy) if config.dsa else None,
-        config.seed,
-        config.precision,
-        graph=not config.no_graph,
-    )
     folder = subject.file.parent
     with backends.use(config.backend, config.precision):
         dataset = load_data(config)
+        protocol = make_protocol(
+            asked.protocol,
+            config,
+            dataset,
+            networks=asked.num_eval,
+            epochs=asked.epoch_eval_train,
+            batch_train=asked.batch_train,
+            lr=asked.lr,
+        )
         synthetic = load_set(asked, subject, dataset)
         stages = load_stages(asked, subject, dataset)
         start = None
@@ -252,7 +135,8 @@ def _train_on_all(
     score: Score,
 ) -> list[Row]:
     """One network on the set and, to compare, on real images."""
-    model, count, lr = protocol.model, len(synthetic.images), float(synthetic.lr)
+    model, count = protocol.model, len(synthetic.images)
+    lr = protocol.rate(float(synthetic.lr))
     scores = score(protocol, "distilled set", kept)
     rows = [Row(name, model, count, scores, lr, epochs=protocol.epochs)]
     if compare:
@@ -283,7 +167,7 @@ def _train_each(
         own = dataclasses.replace(protocol, model=model)
         desc = f"{model} on the distilled set"
         scores = score(own, desc, kept)
-        lr = float(synthetic.lr)
+        lr = protocol.rate(float(synthetic.lr))
         rows.append(Row(name, model, len(synthetic.images), scores, lr, epochs=protocol.epochs))
     return rows
 
@@ -310,29 +194,6 @@ def _tell(subject: Subject, asked: EvaluateConfig) -> None:
         print(f"what was distilled: {picture}")
 
 
-def _check_space(folder: Path, dataset: DataSet) -> None:
-    saved, here = load_space(folder / "space.safetensors").describe(), dataset.space.describe()
-    if saved != here:
-        raise FastmttError(
-            f"{folder} was distilled in the space {saved}, the data loaded are in {here}; give "
-            "the dataset, data_path and zca it was made with"
-        )
-
-
-def _check_fits(file: Path, dataset: DataSet, synthetic: Synthetic) -> None:
-    shape = synthetic.parametrisation.image_shape(tuple(synthetic.images.shape[1:]))
-    labels, classes = synthetic.labels, dataset.classes
-    soft = labels.is_floating_point()
-    fits = labels.shape[1] == len(classes) if soft else int(labels.max()) < len(classes)
-    if shape != dataset.image_shape or not fits:
-        kind = f"logits of {labels.shape[1]} classes" if soft else f"labels up to {labels.max()}"
-        raise FastmttError(
-            f"{file} holds images {list(shape)} with {kind}, {dataset.name} has "
-            f"{list(dataset.image_shape)} and {len(classes)} classes; give the data set it was "
-            "distilled from"
-        )
-
-
 def _digest(
     config: BaseConfig,
     protocol: Protocol,
@@ -344,6 +205,7 @@ def _digest(
 ) -> str:
     """Of everything the numbers come from; real images for training only where they are used."""
     settings = {
+        "kind": type(protocol).__name__,
         "protocol": dataclasses.asdict(protocol) | {"augment": config.dsa and config.dsa_strategy},
         "networks": networks,
         "classes": len(dataset.classes),

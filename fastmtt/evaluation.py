@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import NamedTuple
@@ -13,19 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from fastmtt.at_once import together
-from fastmtt.augment import DSA
 from fastmtt.choices import KeyedChoices
 from fastmtt.data import DataSet
 from fastmtt.draws import torch_seed
 from fastmtt.progress import Meter
+from fastmtt.protocol import Protocol
 from fastmtt.student import ConvNetStudent, Structure, find_structure, initial_weights
 from fastmtt.student.single import SingleNetwork
 from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import Synthetic, real_rows
-from fastmtt.training import Examples, Network, Recipe, accuracy, train
+from fastmtt.training import Examples, Network, accuracy, train
 
 REAL_LR = 0.01  # the field's learning rate for training on real images
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 
 
 class Scores(NamedTuple):
@@ -40,34 +39,6 @@ class Scores(NamedTuple):
     test: Tensor
     held_out: Tensor | None
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How evaluation networks are trained (MTT's, the family's default).
-
-    SGD with momentum 0.9 and weight decay 5e-4 for ``epochs + 1`` epochs; after the one with index
-    ``epochs // 2 + 1`` the learning rate drops to a tenth and the momentum is forgotten.
-
-    Attributes:
-        model: factory name of the network.
-        networks: how many are trained.
-        epochs: ``epoch_eval_train``.
-        batch_train: images a step.
-        augment: DSA on every batch, or None.
-        seed: the run's seed.
-        precision: what convolutions multiply, as for ``make_student``.
-        graph: whether steps on a GPU are recorded as CUDA graphs.
-    """
-
-    model: str
-    networks: int
-    epochs: int
-    batch_train: int
-    augment: DSA | None
-    seed: int
-    precision: str | None = None
-    graph: bool = True
 
 
 Kept = MutableMapping[str, Scores]
@@ -118,7 +89,7 @@ def evaluate(
         protocol,
         train_all,
         examples=examples,
-        steps=len(sets) * epoch_steps(examples, protocol) * (protocol.epochs + 1),
+        steps=len(sets) * epoch_steps(examples, protocol) * protocol.length,
         what=what,
         desc=desc,
         settings=f"lr {lr!r}",
@@ -164,7 +135,7 @@ def in_groups(
     network = _network(dataset, protocol)
     at_once = 1
     if isinstance(network, ConvNetStudent):
-        usual = recipe_for(examples, [REAL_LR], protocol)
+        usual = protocol.recipe(examples, [REAL_LR])
         at_once = together(network, examples, usual, protocol.networks)
     groups = torch.arange(protocol.networks).split(at_once)
     names = [f"{desc}: {settings}, networks {int(g[0])} to {int(g[-1])}" for g in groups]
@@ -209,21 +180,6 @@ def _fresh(dataset: DataSet, protocol: Protocol, what: str, members: list[int]) 
     return torch.stack([initial_weights(make, protocol.seed, f"{what} init", m) for m in members])
 
 
-def recipe_for(examples: Examples, lrs: list[float], protocol: Protocol) -> Recipe:
-    """The protocol's way to train on a set."""
-    return Recipe(
-        epochs=protocol.epochs + 1,
-        batch_size=min(protocol.batch_train, examples.count),
-        lr=lrs,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        decay_after=protocol.epochs // 2 + 1,
-        augment=protocol.augment,
-        precision=protocol.precision,
-        graph=protocol.graph,
-    )
-
-
 def trained_on(
     network: Network,
     theta: Tensor,
@@ -236,7 +192,7 @@ def trained_on(
 ) -> Tensor:
     """Weights [S,P] of some of the networks, trained side by side by the protocol."""
     lrs = [lr[m] for m in members] if isinstance(lr, list) else [lr] * len(members)
-    recipe = recipe_for(examples, lrs, protocol)
+    recipe = protocol.recipe(examples, lrs)
     with own_draws(examples.images.device, protocol.seed, what, members[0]):
         return train(
             network,
@@ -282,12 +238,12 @@ def evaluate_distilled(
     first: Synthetic | None = None,
     start: Tensor | None = None,
 ) -> Scores:
-    """Accuracy of networks trained on the distilled set at its own learning rate.
+    """Accuracy of networks trained on the distilled set at the protocol's learning rate for it.
 
     With ``first`` the networks have been trained on that set before, as FTD's released evaluation
     of its averaged images has it; with ``start`` they begin with those weights [networks,P].
     """
-    lr = float(synthetic.lr.detach())
+    lr = protocol.rate(float(synthetic.lr.detach()))
     before = None if first is None else examples_of(first)
     return evaluate(
         dataset,

@@ -81,6 +81,8 @@ class InnerNetworks:
             precision=config.precision,
             graph=not config.no_graph,
         )
+        self.iteration = 0
+        self.velocity: Tensor | None = None
         self.store: Experts | None = None
         self.experts: list[int] = []
 

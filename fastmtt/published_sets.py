@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastmtt.data import DataSet
+from fastmtt.decode import Decode
 from fastmtt.errors import FastmttError
 from fastmtt.pickles import read_pickle
 from fastmtt.progress import say
@@ -30,6 +31,7 @@ def load_published(
     lr: float | None = None,
     *,
     dataset: DataSet,
+    factor: int = 1,
 ) -> Synthetic:
     """Read a distilled set that a published program saved; what is assumed of it is said.
 
@@ -39,12 +41,13 @@ def load_published(
         lr_file: `lr_best.pt` of DATM and PAD, `syn_lr_best.pt` of PDD.
         lr: The learning rate, instead of the file's.
         dataset: What it was distilled from, in the space it was distilled in.
+        factor: Of `data.pt`: cells on a side of a stored image, each a training image.
 
     Raises:
         FastmttError: A file is missing, damaged, foreign, holds code or what is no distilled set;
             or there is no learning rate.
     """
-    images, labels = _images(images_file, dataset)
+    images, labels = _images(images_file, dataset, factor)
     if labels_file is not None and labels is not None:
         raise FastmttError(f"{images_file} holds labels of its own; leave out label_dir")
     if labels_file is not None:
@@ -59,9 +62,13 @@ def load_published(
     return Synthetic(images, labels, rate)
 
 
-def _images(file: Path, dataset: DataSet) -> tuple[Tensor, Tensor | None]:
+def _images(file: Path, dataset: DataSet, factor: int) -> tuple[Tensor, Tensor | None]:
     """Read the images in the training space, and the labels where they are in the same file."""
     content = read_pickle(file, _IMAGES)
+    if isinstance(content, Tensor) and factor != 1:
+        raise FastmttError(
+            f"{file} holds a tensor, and factor decodes IDC's list [images, labels]; leave it out"
+        )
     if isinstance(content, Tensor):
         return content.detach(), None
     pair = isinstance(content, list | tuple) and len(content) == 2
@@ -74,10 +81,11 @@ def _images(file: Path, dataset: DataSet) -> tuple[Tensor, Tensor | None]:
             f"{list(dataset.image_shape)}, floating point; give the data set it was distilled from"
         )
     say(
-        f"{file}: taken for IDC's images in [0,1], brought into the space of {dataset.name}; they "
-        "are not decoded, as with factor 1"
+        f"{file}: taken for IDC's images in [0,1], decoded by factor {factor} and "
+        f"brought into the space of {dataset.name}"
     )
-    return dataset.space.transform(_plain(file, pixels)), labels
+    decoded, labels, _ = Decode(factor).whole(_plain(file, pixels), labels)
+    return dataset.space.transform(decoded), labels
 
 
 def _class_by_class(file: Path, count: int, classes: int) -> Tensor:

@@ -13,7 +13,7 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("batch_train", "threads", "num_experts", "train_epochs", "ipc", "eval_it"), 1),
     **dict.fromkeys(("experts_at_once", "num_eval", "batch_syn", "expert_epochs", "syn_steps"), 1),
     **dict.fromkeys(("max_start_epoch", "max_experts", "expert_batch", "gradient", "segments"), 1),
-    **dict.fromkeys(("canvas_size", "canvas_samples", "num_intervals"), 1),
+    **dict.fromkeys(("canvas_size", "canvas_samples", "num_intervals", "factor"), 1),
     **dict.fromkeys(("seed", "Iteration", "epoch_eval_train", "min_start_epoch", "memory"), 0),
     **dict.fromkeys(("mom", "l2", "lr_img", "lr_lr", "published"), 0),
     **dict.fromkeys(("held_out", "lr_teacher", "expert_lr", "lr"), 0),

@@ -10,14 +10,13 @@ from torch import Tensor
 from fastmtt.data import DataSet
 from fastmtt.evaluation import (
     Kept,
-    Protocol,
     Scores,
     epoch_steps,
     examples_of,
     in_groups,
     own_draws,
-    recipe_for,
 )
+from fastmtt.protocol import Protocol
 from fastmtt.synthetic import Synthetic
 from fastmtt.training import Network, train
 
@@ -58,7 +57,7 @@ def evaluate_stages(
 
         for number, (examples, lr) in enumerate(zip(unions, rates, strict=True)):
             recipe = replace(
-                recipe_for(examples, [lr] * len(members), protocol),
+                protocol.recipe(examples, [lr] * len(members)),
                 decay_after=None,
                 milestones=(protocol.epochs // 2 + 2,),
                 gamma=0.1,

@@ -18,7 +18,6 @@ from torch import Tensor
 from fastmtt import draws, evaluation
 from fastmtt.at_once import together
 from fastmtt.data import DataSet
-from fastmtt.evaluation import Protocol
 from fastmtt.experts import unfinished
 from fastmtt.experts.published import Experts
 from fastmtt.experts.store import TrajectoryStore
@@ -26,6 +25,7 @@ from fastmtt.experts.trainer import train_experts
 from fastmtt.experts.unfinished import Unfinished
 from fastmtt.kept_scores import digest_of
 from fastmtt.progress import Meter, say
+from fastmtt.protocol import Protocol
 from fastmtt.student import make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import Synthetic
@@ -147,10 +147,10 @@ def continue_experts(
     examples = evaluation.examples_of(distilled)
     at_once = 1
     if len(to_begin):
-        usual = evaluation.recipe_for(examples, [evaluation.REAL_LR], protocol)
+        usual = protocol.recipe(examples, [evaluation.REAL_LR])
         at_once = together(student, examples, usual, len(to_begin))
     groups = to_begin.split(at_once)
-    steps = evaluation.epoch_steps(examples, protocol) * (protocol.epochs + 1)
+    steps = evaluation.epoch_steps(examples, protocol) * protocol.length
     with Meter(steps * len(groups) if len(to_begin) else 0, "transition") as meter:
         for group in groups if len(to_begin) else ():
             members = group.tolist()

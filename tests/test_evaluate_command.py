@@ -15,6 +15,7 @@ from fastmtt import evaluate, evaluation
 from fastmtt.config import to_yaml
 from fastmtt.data import load
 from fastmtt.options import DistillConfig
+from fastmtt.protocol import Protocol
 from fastmtt.synthetic import Synthetic
 
 NETWORK = "--model ConvNetD1W8 --threads 1 --dsa_strategy crop"
@@ -271,7 +272,7 @@ def test_networks_that_are_done_are_not_trained_again(run, ended, trained, digit
 
 def test_groups_of_networks_are_kept_one_by_one(digits, images, trained):
     set_ = Synthetic(images.repeat(10, 1, 1, 1), HARD.repeat(10), torch.tensor(0.03))
-    protocol = evaluation.Protocol("ConvNetD1W8", 10, 1, 200, None, 0)
+    protocol = Protocol("ConvNetD1W8", 10, 1, 200, None, 0)
     kept: dict[str, evaluation.Scores] = {}
     whole = evaluation.evaluate_distilled(digits, set_, protocol, kept=kept)
     assert trained == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]] and len(kept) == 2

@@ -12,10 +12,11 @@ from tolerances import FORMULA
 from fastmtt import DSA, evaluation
 from fastmtt.choices import KeyedChoices
 from fastmtt.data import load
+from fastmtt.protocol import Protocol
 from fastmtt.synthetic import start
 from fastmtt.training import Examples
 
-PROTOCOL = evaluation.Protocol("ConvNetD1W8", 3, 40, 256, None, 0)
+PROTOCOL = Protocol("ConvNetD1W8", 3, 40, 256, None, 0)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_the_published_protocol_is_1001_epochs_with_the_drop_after_index_501(dig
 
     monkeypatch.setattr(evaluation, "train", not_trained)
     synthetic = start(digits, 1, "real", 0.03, KeyedChoices(0))
-    protocol = evaluation.Protocol("ConvNetD1W8", 2, 1000, 256, None, 0)
+    protocol = Protocol("ConvNetD1W8", 2, 1000, 256, None, 0)
     evaluation.evaluate_distilled(digits, synthetic, protocol)
     (recipe,) = seen
     assert recipe.epochs == 1001 and recipe.decay_after == 501
@@ -87,7 +88,7 @@ def test_random_baseline_draws_anew_for_each_network_and_keeps_the_better_rate(d
 
 
 def test_real_baseline_trains_on_all_images_for_about_the_steps_asked(digits, recipes):
-    protocol = evaluation.Protocol("ConvNetD1W8", 1, 1000, 256, None, 0)
+    protocol = Protocol("ConvNetD1W8", 1, 1000, 256, None, 0)
     evaluation.evaluate_real(digits, protocol, 12)
     (recipe, examples, _) = recipes[0]
     assert isinstance(examples, Examples) and examples.count == len(digits.train_images)

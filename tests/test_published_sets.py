@@ -31,23 +31,23 @@ def digits():
 def read(tmp_path, digits):
     """Save images, labels and learning rate, those that are given, and read them."""
 
-    def read(images, labels=None, rate=None, lr=None):
+    def read(images, labels=None, rate=None, lr=None, factor=1):
         files: list[Path | None] = []
         names = ("images_best.pt", "labels_best.pt", "lr_best.pt")
         for name, content in zip(names, (images, labels, rate), strict=True):
             files.append(None if content is None else tmp_path / name)
             if content is not None:
                 torch.save(content, tmp_path / name)
-        return load_published(*files, lr, dataset=digits)
+        return load_published(*files, lr, dataset=digits, factor=factor)
 
     return read
 
 
 @pytest.fixture
 def refusal(read):
-    def refusal(*contents, lr=None) -> str:
+    def refusal(*contents, lr=None, factor=1) -> str:
         with pytest.raises(FastmttError) as stop:
-            read(*contents, lr=lr)
+            read(*contents, lr=lr, factor=factor)
         assert "\n" not in str(stop.value)
         return str(stop.value)
 
@@ -76,9 +76,19 @@ def test_idc_saves_pixels_with_their_labels(read, refusal, digits, capsys):
     found = read([pixels, digits.test_labels[:20]], lr=0.01)
     assert torch.allclose(found.images, digits.test_images[:20], atol=1e-6)
     assert torch.equal(found.labels, digits.test_labels[:20])
-    assert "not decoded" in capsys.readouterr().err
+    assert "decoded by factor 1" in capsys.readouterr().err
     assert "leave out label_dir" in refusal([pixels, HARD], HARD, lr=0.01)
     assert "[20, 3, 8, 8]" in refusal([pixels.expand(-1, 3, -1, -1).clone(), HARD], lr=0.01)
+
+
+def test_idcs_cells_become_training_images_by_the_factor(read, refusal, digits):
+    pixels = digits.space.to_pixels(digits.test_images[:4])
+    found = read([pixels, digits.test_labels[:4]], lr=0.01, factor=2)
+    assert torch.equal(found.labels, torch.cat([digits.test_labels[:4]] * 4))
+    quarter = pixels[:, :, :4, :4]  # the cell at the top left, of all images first
+    large = torch.nn.functional.interpolate(quarter, size=8, mode="bilinear", align_corners=False)
+    assert torch.allclose(found.images[:4], digits.space.transform(large), atol=1e-6)
+    assert "leave it out" in refusal(IMAGES, HARD, LR, factor=2)
 
 
 def test_without_labels_images_are_taken_class_by_class(read, refusal, capsys):

@@ -14,8 +14,9 @@ from tolerances import META_GRADIENT, ROUNDING_32
 from fastmtt import distill, draws, evaluate, evaluation, stages
 from fastmtt.data import load
 from fastmtt.errors import FastmttError
-from fastmtt.evaluation import Protocol, Scores
+from fastmtt.evaluation import Scores
 from fastmtt.experts.store import TrajectoryStore
+from fastmtt.protocol import Protocol
 from fastmtt.staged_evaluation import evaluate_stages
 from fastmtt.stages import Stage
 from fastmtt.student import make_student

@@ -46,6 +46,11 @@ _SUBSETS: dict[str, dict[int, str]] = {
         **{145: "n02056570", 22: "n01614925", 96: "n01843383", 9: "n01518878"},
         **{100: "n01860187", 89: "n01819313"},
     },
+    "imagenet10": {  # IDC's
+        **{452: "n02869837", 64: "n01749939", 374: "n02488291", 236: "n02107142"},
+        **{993: "n13037406", 176: "n02091831", 882: "n04517823", 904: "n04589890"},
+        **{503: "n03062245", 74: "n01773797"},
+    },
 }
 
 
@@ -114,6 +119,11 @@ def _roots(path: Path) -> list[Path]:
 
 
 def _subset(name: str) -> dict[int, str]:
+    if name == "imagenet100":
+        raise FastmttError(
+            "of IDC's hundred classes of ImageNet only the first ten are known here, imagenet10; "
+            "put the hundred folders into one of their own and load that by dataset folder"
+        )
     if name not in _SUBSETS:
         near = difflib.get_close_matches(name.lower(), _SUBSETS, 1, 0.4)
         hint = f" (nearest: {near[0]})" if near else ""

@@ -28,7 +28,7 @@ class BaseConfig:
         dataset: Data set; an unknown name is answered with the known ones [MTT].
         data_path: Folder the data lie in, or an .npz archive of JPEG images [MTT].
         subset: Subset of dataset ImageNet: imagenette, imagewoof, imagefruit, imageyellow,
-            imagemeow or imagesquawk [MTT].
+            imagemeow, imagesquawk or IDC's imagenet10 [MTT].
         res: Height and width images are brought to (null, the data set's own; 128 for ImageNet)
             [MTT].
         held_out: Training images of each class kept out of training, to select a set by.

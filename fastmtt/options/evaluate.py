@@ -45,7 +45,11 @@ class EvaluateConfig:
             ConvNet; BN, architectures with and without batch norm; other, model_eval [MTT].
         model_eval: Networks of eval_mode other, joined by commas [MTT].
         num_eval: Networks trained, of each architecture [MTT].
-        epoch_eval_train: Number of the last epoch, counted from 0 [MTT].
+        epoch_eval_train: Number of the last epoch, counted from 0; by protocol idc, of
+            epochs [MTT].
+        protocol: How networks are trained: mtt as in the trajectory-matching family, idc as in IDC,
+            by CutMix, its augmentation and lr 0.01 unless lr is given [IDC].
+        factor: Of IDC's file in data_dir, cells on a side of a stored image [IDC].
         compare: Train on as many random real images and on all real images as well.
         stage_init: Of a staged run, whose networks are trained on one stage's images after
             another's: fresh weights for each network, or as released: the first expert's for all
@@ -55,10 +59,10 @@ class EvaluateConfig:
     """
 
     GROUPS: ClassVar[dict[str, str]] = {
-        "distilled images": "run which data_dir label_dir lr_dir lr",
+        "distilled images": "run which data_dir label_dir lr_dir lr factor",
         "data": DATA,
         "network and its batches": NETWORK,
-        "evaluation": "eval_mode model_eval num_eval epoch_eval_train stage_init compare",
+        "evaluation": "eval_mode model_eval protocol num_eval epoch_eval_train stage_init compare",
         "run": f"{MACHINE} resume",
     }
 
@@ -87,6 +91,8 @@ class EvaluateConfig:
     model_eval: str | None = None
     num_eval: int = 5
     epoch_eval_train: int = 1000
+    protocol: Literal["mtt", "idc"] = "mtt"
+    factor: int = 1
     compare: bool = False
     stage_init: Literal["fresh", "released"] = "fresh"
     which: Literal["best", "held_out", "last"] = "best"
@@ -110,6 +116,16 @@ class EvaluateConfig:
                 f"eval_mode is {self.eval_mode or 'null'} and model_eval "
                 f"{self.model_eval or 'null'}, but other is the mode that names networks by "
                 "model_eval; give both or neither"
+            )
+        if self.protocol == "idc" and self.lr_dir is not None:
+            raise FastmttError(
+                "protocol idc trains at lr 0.01 whatever a set was distilled with; leave out "
+                "lr_dir, or give lr"
+            )
+        if self.factor != 1 and self.data_dir is None:
+            raise FastmttError(
+                f"factor is {self.factor}, but it decodes IDC's file in data_dir, and a run's set "
+                "says itself how it is stored; leave it out"
             )
         if self.compare and self.eval_mode is not None:
             raise FastmttError(

@@ -46,7 +46,7 @@ def packed_shapes(structure: Structure) -> tuple[list[tuple[int, ...]], list[int
 @torch.inference_mode(False)  # kept for good: an inference tensor would spoil later training
 def packed_order(structure: Structure, device: torch.device) -> tuple[Tensor, Tensor]:
     """Position in the public flat vector of each packed entry, int64 [P], and the inverse."""
-    pieces, offset = [], 0
+    offset = 0
 
     def take(*shape: int) -> Tensor:
         nonlocal offset
@@ -55,9 +55,21 @@ def packed_order(structure: Structure, device: torch.device) -> tuple[Tensor, Te
         return torch.arange(start, offset).view(shape)
 
     channels = structure.channels
-    for c_in, c_out in zip(channels[:-1], channels[1:], strict=True):
-        pieces += [take(c_out, c_in, 3, 3).permute(2, 3, 1, 0)]
-        pieces += [take(c_out), take(c_out), take(c_out)]
+
+    def conv(block: int) -> list[Tensor]:
+        c_in, c_out = channels[block : block + 2]
+        return [take(c_out, c_in, 3, 3).permute(2, 3, 1, 0), take(c_out)]
+
+    def norm(block: int) -> list[Tensor]:
+        return [take(channels[block + 1]), take(channels[block + 1])]
+
+    blocks = range(structure.depth)
+    if structure.grouped:
+        convs, norms = [conv(i) for i in blocks], [norm(i) for i in blocks]
+        parts = list(zip(convs, norms, strict=True))
+    else:
+        parts = [(conv(i), norm(i)) for i in blocks]
+    pieces = [piece for of_conv, of_norm in parts for piece in (*of_conv, *of_norm)]
     pieces += [take(structure.classes, channels[-1], *structure.grid).permute(0, 2, 3, 1)]
     pieces += [take(structure.classes)]
     order = torch.cat([piece.reshape(-1) for piece in pieces])

@@ -6,6 +6,7 @@ classifier of zeros gives equal logits whatever happens to them).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,8 +20,10 @@ _chains: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]] = WeakKeyD
 _draws: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], bool]] = WeakKeyDictionary()
 
 
-def is_chain(module: nn.Module, features: nn.Module, image_shape: tuple[int, ...]) -> bool:
-    """Whether the forward is ``features``, flatten, the linear ``classifier``, nothing else."""
+def is_chain(
+    module: nn.Module, layers: Mapping[str, nn.Module], image_shape: tuple[int, ...]
+) -> bool:
+    """Whether the forward is ``layers``, flatten, the linear ``classifier``, nothing else."""
     key = (image_shape, module.training)
     known = _chains.setdefault(module, {})
     if key not in known:
@@ -30,8 +33,9 @@ def is_chain(module: nn.Module, features: nn.Module, image_shape: tuple[int, ...
                 logits = functional_call(module, weights, (x.clone(),))
             except Exception:  # the caller's forward: whatever it raises, it is no chain
                 logits = None
-            z = functional_call(features, _part(weights, "features."), (x,)).flatten(1)
-            chain = F.linear(z, weights["classifier.weight"], weights["classifier.bias"])
+            for name, layer in layers.items():
+                x = functional_call(layer, _part(weights, f"{name}."), (x,))
+            chain = F.linear(x.flatten(1), weights["classifier.weight"], weights["classifier.bias"])
         known[key] = isinstance(logits, Tensor) and torch.equal(logits, chain)
     return known[key]
 

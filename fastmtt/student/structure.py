@@ -9,7 +9,8 @@ from torch import nn
 from fastmtt.ops.reference_block import EPS
 from fastmtt.student.probe import is_chain
 
-GROUP = 4  # modules a block: convolution, norm, ReLU, pooling
+KINDS = ("conv", "norm", "act", "pool")  # of a block, by IDC's names
+GROUP = len(KINDS)
 
 
 class Structure(NamedTuple):
@@ -20,12 +21,14 @@ class Structure(NamedTuple):
         border: zero pixels round the image before the first block's own padding of 1.
         grid: height and width of the last block's output.
         classes: K.
+        grouped: whether the public order is IDC's, all convolutions before all norms.
     """
 
     channels: tuple[int, ...]
     border: int
     grid: tuple[int, int]
     classes: int
+    grouped: bool = False
 
     @property
     def depth(self) -> int:
@@ -36,19 +39,20 @@ class Structure(NamedTuple):
 def find_structure(module: nn.Module, image_shape: tuple[int, ...]) -> Structure | str:
     """The module's ConvNet structure, or the reason why it has none.
 
-    The layers (``features`` of blocks, ``classifier``) are matched on every call, as modules can be
-    changed; their types exactly, as a subclass may compute something else. The module's own forward
+    The layers (``features`` of blocks, or IDC's ``layers`` of lists, and ``classifier``) are
+    matched on every call, as modules can be changed; their types exactly, as a subclass may compute
+    something else. The module's own forward
     is proved once an image shape: its logits on random images equal those of the layers in a chain.
     """
     children = dict(module.named_children())
-    features, classifier = children.get("features"), children.get("classifier")
-    if set(children) != {"features", "classifier"} or type(features) is not nn.Sequential:
+    classifier, named = children.pop("classifier", None), _layers(children)
+    if named is None:
         return "its children are not `features` (nn.Sequential) and `classifier`"
     if type(classifier) is not nn.Linear or classifier.bias is None:
         return "its classifier is not nn.Linear with a bias"
     if any(_has_hooks(part) for part in module.modules()):
         return "its modules have hooks"
-    layers = list(features)
+    layers, grouped = list(named.values()), "layers" in children
     if not layers or len(layers) % GROUP:
         return "its features are not blocks of convolution, norm, ReLU, pooling"
     if len(image_shape) != 3:
@@ -70,11 +74,11 @@ def find_structure(module: nn.Module, image_shape: tuple[int, ...]) -> Structure
     inputs = [layer.in_channels for layer in layers if type(layer) is nn.Conv2d]
     if inputs != channels[:-1] or classifier.in_features != channels[-1] * grid[0] * grid[1]:
         return f"its channels do not fit images of shape {tuple(image_shape)}"
-    if [name for name, _ in module.named_parameters()] != _parameter_names(len(layers)):
+    if [name for name, _ in module.named_parameters()] != _parameter_names(list(named), grouped):
         return "its parameters are not those of its layers alone, in order"
-    if not is_chain(module, features, image_shape):
+    if not is_chain(module, named, image_shape):
         return "its forward is not features, flatten, classifier"
-    return Structure(tuple(channels), border, grid, classifier.out_features)
+    return Structure(tuple(channels), border, grid, classifier.out_features, grouped)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -87,8 +91,25 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(hooks)
 
 
-def _parameter_names(layers: int) -> list[str]:
-    modules = [f"features.{i + j}" for i in range(0, layers, GROUP) for j in (0, 1)]
+def _layers(children: dict[str, nn.Module]) -> dict[str, nn.Module] | None:
+    """The layers before the classifier by their names, in the order in which they are called."""
+    match children:
+        case {"features": nn.Sequential() as features} if (
+            len(children) == 1 and type(features) is nn.Sequential
+        ):
+            return {f"features.{i}": layer for i, layer in enumerate(features)}
+        case {"layers": nn.ModuleDict() as kinds} if len(children) == 1 and tuple(kinds) == KINDS:
+            lists = [kind for kind in kinds.values() if isinstance(kind, nn.ModuleList)]
+            if len(lists) == GROUP and len({len(kind) for kind in lists}) == 1:
+                blocks, named = range(len(lists[0])), dict(zip(KINDS, lists, strict=True))
+                return {f"layers.{kind}.{i}": named[kind][i] for i in blocks for kind in KINDS}
+    return None
+
+
+def _parameter_names(layers: list[str], grouped: bool) -> list[str]:
+    convs, norms = layers[0::GROUP], layers[1::GROUP]
+    pairs = [name for pair in zip(convs, norms, strict=True) for name in pair]
+    modules = [*convs, *norms] if grouped else pairs
     return [f"{m}.{p}" for m in [*modules, "classifier"] for p in ("weight", "bias")]
 
 

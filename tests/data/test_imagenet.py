@@ -24,6 +24,7 @@ PUBLISHED = {
     "imageyellow": [309, 986, 954, 951, 987, 779, 599, 291, 72, 11],
     "imagemeow": [281, 282, 283, 284, 285, 291, 292, 290, 289, 287],
     "imagesquawk": [84, 130, 88, 144, 145, 22, 96, 9, 100, 89],
+    "imagenet10": [452, 64, 374, 236, 993, 176, 882, 904, 503, 74],
 }
 
 
@@ -40,7 +41,7 @@ def test_wnids_belong_to_their_indices() -> None:
     """Index order is wnid order; torchvision knows imagenette's wnids by name."""
     pairs = {index: wnid for rows in _SUBSETS.values() for index, wnid in rows.items()}
     ordered = [pairs[index] for index in sorted(pairs)]
-    assert ordered == sorted(ordered) and len(set(ordered)) == len(pairs) == 57
+    assert ordered == sorted(ordered) and len(set(ordered)) == len(pairs) == 67
     categories = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
     for index, wnid in _SUBSETS["imagenette"].items():
         assert categories[index] in Imagenette._WNID_TO_CLASS[wnid]
@@ -94,8 +95,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load("ImageNet", tmp_path, subset="ImageFruits")
     assert str(unknown.value) == (
         "no subset of ImageNet is called 'ImageFruits'; known are imagenette, imagewoof, "
-        "imagefruit, imageyellow, imagemeow, imagesquawk (nearest: imagefruit)"
+        "imagefruit, imageyellow, imagemeow, imagesquawk, imagenet10 (nearest: imagefruit)"
     )
+    with pytest.raises(FastmttError, match="only the first ten are known here"):
+        load("ImageNet", tmp_path, subset="imagenet100")
     subset_tree(tmp_path, "imagewoof", [], size=8)
     with pytest.raises(FastmttError, match=r"train lacks 10 of imagemeow's ten class folders"):
         load("ImageNet", tmp_path, subset="imagemeow", progress=False)

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastmtt import DSA, draws, evaluation
 from fastmtt.data import load
+from fastmtt.protocol import Protocol
 from fastmtt.student import flatten_parameters
 from fastmtt.student.single import SingleNetwork
 from fastmtt.student.zoo import make_network
@@ -80,7 +81,7 @@ def test_draws_depend_on_the_networks_number_alone(monkeypatch):
     digits = load("digits", "data", progress=False)
     monkeypatch.setattr(evaluation, "_make", lambda *given: WithDropout())
     distilled = Synthetic(digits.train_images[:20], digits.train_labels[:20], torch.tensor(0.1))
-    protocol = evaluation.Protocol("with dropout", 2, 20, 10, DSA("crop"), 3)
+    protocol = Protocol("with dropout", 2, 20, 10, DSA("crop"), 3)
     kept: dict[str, evaluation.Scores] = {}
     torch.manual_seed(1)
     state = torch.get_rng_state()

@@ -11,6 +11,7 @@ from torch import nn
 from fastmtt.errors import FastmttError
 from fastmtt.student.zoo import convnet, from_timm
 from fastmtt.student.zoo.convnet import ConvNet
+from fastmtt.student.zoo.idc import GroupedConvNet, IDCResNet, dense_net, efficient_net
 from fastmtt.student.zoo.resnet import RESNET10, ResNet
 from fastmtt.student.zoo.simple import MLP, AlexNet, LeNet
 from fastmtt.student.zoo.vgg import VGG
@@ -18,7 +19,7 @@ from fastmtt.student.zoo.vgg import VGG
 __all__ = ["NETWORKS", "ConvNet", "known_names", "make_network"]
 
 # Of the networks that are no ConvNet: what builds them for images (C, H, W) and K classes. "Tiny"
-# are those for 64x64 images.
+# are those for 64x64 images; hyphens are IDC's.
 NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "MLP": MLP,
     "MLP_Tiny": MLP,
@@ -37,6 +38,15 @@ NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "ResNet18BN_AP": partial(ResNet, pooled=True, norm="batchnorm"),
     "ResNet18_Tiny": partial(ResNet, stem_stride=2),
     "ResNet18BN_Tiny": partial(ResNet, stem_stride=2, norm="batchnorm"),
+    "ConvNet-3": GroupedConvNet,
+    "ResNetAP-10": partial(IDCResNet, depth=10, pooled=True),
+    "ResNetAP-18": partial(IDCResNet, depth=18, pooled=True),
+    "ResNet-10": partial(IDCResNet, depth=10),
+    "ResNet-18": partial(IDCResNet, depth=18),
+    "ResNet10-BN": partial(IDCResNet, depth=10, norm="batchnorm"),
+    "ResNet18-BN": partial(IDCResNet, depth=18, norm="batchnorm"),
+    "DenseNet": dense_net,
+    "EfficientNet-B0": efficient_net,
 }
 
 

@@ -88,7 +88,8 @@ class ResNet(nn.Module):
         (self.bn1,) = make_norm(norm, (WIDTHS[0],))
         inputs = (WIDTHS[0], *WIDTHS)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            _stage(inputs[i], WIDTHS[i], blocks[i], 2 if i else 1, norm, pooled) for i in range(4)
+            make_stage(inputs[i], WIDTHS[i], blocks[i], 2 if i else 1, norm, pooled)
+            for i in range(4)
         )
         self.pooled = pooled
         self.classifier = nn.Linear(WIDTHS[-1] * (height * column if pooled else 1), classes)
@@ -102,9 +103,10 @@ class ResNet(nn.Module):
         return cast(Tensor, self.classifier(x.flatten(1)))
 
 
-def _stage(
+def make_stage(
     inputs: int, width: int, blocks: int, stride: int, norm: Norm, pooled: bool
 ) -> nn.Sequential:
+    """Basic blocks of one width, of which the first halves the image where ``stride`` is 2."""
     first = BasicBlock(inputs, width, stride, norm, pooled=pooled)
     rest = (BasicBlock(width, width, 1, norm, pooled=pooled) for _ in range(blocks - 1))
     return nn.Sequential(first, *rest)
