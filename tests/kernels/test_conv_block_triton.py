@@ -1,4 +1,4 @@
-"""The block and its tangent as Triton kernels, in the interpreter, against the reference."""
+"""The block and its tangent as Triton kernels against the reference."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from fastmtt.kernels import conv_block, conv_block_jvp
 
 from fastmtt.ops import reference_block
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDING = 2e-6  # of sums of at most 9 * 32 products and a norm in float32, a whole vector's
 
 # S, B, H, W, Cin, Cout: one kernel or two, whole or partial groups of images, with and without
@@ -25,11 +26,11 @@ def arguments(shape, seed=0):
     """(a, w, gamma, beta) and their tangents; students of the parameters lie apart."""
     students, images, height, width, c_in, c_out = shape
     make = torch.Generator().manual_seed(seed)
-    a, a_dot = torch.randn(2, students, images, height, width, c_in, generator=make)
+    a, a_dot = torch.randn(2, students, images, height, width, c_in, generator=make).to(DEVICE)
     counts = [9 * c_in * c_out, c_out, c_out]
     primal, tangent = [a], [a_dot]
     for found in (primal, tangent):
-        packed = torch.randn(students, sum(counts) + 3, generator=make)[:, 1:-2]
+        packed = torch.randn(students, sum(counts) + 3, generator=make).to(DEVICE)[:, 1:-2]
         w, gamma, beta = packed.split(counts, 1)
         found += [w.view(students, 3, 3, c_in, c_out), gamma, beta]
     return primal, tangent
@@ -85,7 +86,7 @@ def test_tangent_in_bf16(shape):
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_results_go_where_they_are_wanted(shape):
     primal, tangent = arguments(shape)
-    room = torch.empty(1000, dtype=torch.uint8)
+    room = torch.empty(1000, dtype=torch.uint8, device=DEVICE)
     fresh = conv_block(*primal)
     places = [torch.full_like(t, torch.nan) for t in fresh]
     found = conv_block(*primal, into=(*places, room))
@@ -95,7 +96,7 @@ def test_results_go_where_they_are_wanted(shape):
     args = [*interleaved(primal, tangent), *fresh[1:]]
     fresh = conv_block_jvp(*args)
     places = [torch.full_like(t, torch.nan) for t in fresh[:4]]
-    nothing = [torch.empty(0), torch.full((3,), 7.0)]
+    nothing = [torch.empty(0, device=DEVICE), torch.full((3,), 7.0, device=DEVICE)]
     found = conv_block_jvp(*args, into=(*places, *nothing, room))
     assert [t.data_ptr() for t in found[:4]] == [t.data_ptr() for t in places]
     assert all(torch.equal(*pair) for pair in zip(found[:4], fresh[:4], strict=True))
