@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compare import assert_close
-from fastmtt.kernels import conv_block, conv_block_jvp
+from fastmtt.kernels import conv_block, conv_block_jvp, precision
 
 from fastmtt.ops import reference_block
 
@@ -81,6 +81,23 @@ def test_tangent_in_bf16(shape):
     args = [*interleaved(*arguments(shape)), None, None]
     want = reference("conv_block_jvp", args, True)
     assert_results(conv_block_jvp(*args, True), want, "p p_dot xhat_dot rstd_dot xhat rstd")
+
+
+@pytest.mark.parametrize("moves", [True, False])
+@pytest.mark.parametrize("shape", SHAPES[3:5])
+def test_a_first_layer_in_tf32(shape, moves, monkeypatch):
+    """Operands that are tf32 already are multiplied exactly: what is left is float32's rounding."""
+    monkeypatch.setattr(precision, "of", lambda *_: "tf32")
+    primal, tangent = arguments(shape)
+    for t in (*primal[:2], *tangent[:2]):
+        t.copy_(((t.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32))
+    want = reference("conv_block", primal, False)
+    found = conv_block(*primal)
+    assert_results(found, want, "p xhat rstd")
+    for known in ((None, None), found[1:]):
+        args = [*interleaved(primal, tangent, moves), *known]
+        want = reference("conv_block_jvp", args, False)
+        assert_results(conv_block_jvp(*args), want, "p p_dot xhat_dot rstd_dot xhat rstd")
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2])
