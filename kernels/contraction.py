@@ -18,13 +18,11 @@ _FEW: tl.constexpr = tl.constexpr(FEW)
 @triton.jit
 def taps_inside(y, x, present, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
     """For each pixel nine bits: which taps read from the image and not from its border."""
-    bits = tl.zeros_like(y)
-    for tap in tl.static_range(9):
-        row = y + (tap // 3 - 1)
-        column = x + (tap % 3 - 1)
-        inside = present & (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
-        bits |= inside.to(tl.int32) << tap
-    return bits
+    rows = 0b000111000 | tl.where(y > 0, 0b000000111, 0) | tl.where(y < HEIGHT - 1, 0b111000000, 0)
+    columns = (
+        0b010010010 | tl.where(x > 0, 0b001001001, 0) | tl.where(x < WIDTH - 1, 0b100100100, 0)
+    )
+    return tl.where(present, rows & columns, 0)
 
 
 @triton.jit
