@@ -25,7 +25,7 @@ _PLANE_OF_FEW = 1024  # the same where a program loads no weights to speak of
 TWO_KERNELS = Config({"BLOCK_M": 0})
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _conv_block(
     a,
     w,

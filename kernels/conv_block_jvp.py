@@ -75,7 +75,7 @@ def _finish(
     tl.store(p_dot + place, pooled(n_dot, area // 4) * 0.25, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _conv_block_jvp(
     a,
     a_dot,

@@ -19,7 +19,7 @@ from fastmtt.kernels.weights import laid_out
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels_of_student"])
 def _convolution(
     a,
     a_dot,

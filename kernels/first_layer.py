@@ -60,7 +60,7 @@ def _weights(
     return rounded(tl.load(w + row * CHANNELS + c, mask=inside, other=0.0), PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _first_layer(
     gp,
     gp_dot,

@@ -190,9 +190,6 @@ def add_up(sums: Tensor, result: Tensor) -> None:
     _add_up[(len(result),)](sums, result, sums.shape[-1], **_TOTAL.launch)
 
 
-# --- kernels ------------------------------------------------------------------------------------
-
-
 @triton.jit
 def _sgd_update(
     theta, g, rates, result, length, theta_row, g_row, rates_row, result_row, CHUNK: tl.constexpr

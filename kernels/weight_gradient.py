@@ -20,7 +20,7 @@ from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "part_pixels"])
 def _weight_gradient(
     a,
     gz,
@@ -92,7 +92,7 @@ def _add(parts, out, count, size, block, ROWS: tl.constexpr, COLUMNS: tl.constex
     tl.store(out + column, tl.sum(total, 0, keep_dims=True), mask=column < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["w_count", "images"])
 def _add_parts(
     w_parts,
     gamma_parts,
