@@ -32,8 +32,11 @@ def contract(
     w,
     w_dot,
     pixels,
-    taps,
+    y,
+    x,
+    present,
     columns,
+    HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
@@ -52,8 +55,11 @@ def contract(
         w: one student's laid out weights [9,Cout,Cin].
         w_dot: their tangent, read if TANGENT.
         pixels: offsets [BLOCK_M] of pixels.
-        taps: their bits of :func:`taps_inside`.
+        y: their rows in the image.
+        x: their columns.
+        present: which of them are there.
         columns: output channels [BLOCK_N].
+        HEIGHT: of an image.
         WIDTH: of an image.
         C_IN: channels summed over.
         C_OUT: output channels.
@@ -70,10 +76,11 @@ def contract(
     """
     if C_IN <= _FEW:
         return _all_taps(
-            a, a_dot, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K, PRIMAL,
-            TANGENT, MOVES, PRECISION,
+            a, a_dot, w, w_dot, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT,
+            BLOCK_K, PRIMAL, TANGENT, MOVES, PRECISION,
         )  # fmt: skip
     else:
+        taps = taps_inside(y, x, present, HEIGHT, WIDTH)
         return _tap_by_tap(
             a, a_dot, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K, COPY, PRIMAL,
             TANGENT, MOVES, PRECISION,
@@ -87,8 +94,11 @@ def _all_taps(
     w,
     w_dot,
     pixels,
-    taps,
+    y,
+    x,
+    present,
     columns,
+    HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
@@ -98,29 +108,36 @@ def _all_taps(
     MOVES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The same of few channels: their neighbourhoods side by side are what is multiplied."""
+    """The same of few channels: their neighbourhoods side by side are what is multiplied.
+
+    Which neighbours there are is compared by coordinates: of a tile masked by bits of
+    :func:`taps_inside`, Triton 3.6 makes wrong code for some tiles of few pixels.
+    """
     z = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
     z_dot = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
     for first in tl.static_range(0, 9 * C_IN, BLOCK_K):
         row = first + tl.arange(0, BLOCK_K)
         tap, channel = row // C_IN, row % C_IN
-        inside = ((taps[:, None] >> tap[None, :]) & 1) != 0  # of rows too: taps are nine bits
-        shift = ((tap // 3 - 1) * WIDTH + tap % 3 - 1) * C_IN + channel
+        dy, dx = row // (3 * C_IN) - 1, row // C_IN % 3 - 1
+        down, across = y[:, None] + dy[None, :], x[:, None] + dx[None, :]
+        inside = present[:, None] & (row < 9 * C_IN)[None, :]
+        inside &= (down >= 0) & (down < HEIGHT) & (across >= 0) & (across < WIDTH)
+        shift = (dy * WIDTH + dx) * C_IN + channel
         source = pixels[:, None] * C_IN + shift[None, :]
         wanted = (row < 9 * C_IN)[:, None] & (columns < C_OUT)[None, :]
         weights = (tap[:, None] * C_OUT + columns[None, :]) * C_IN + channel[:, None]
         if PRIMAL or TANGENT:
-            x = rounded(tl.load(a + source, mask=inside, other=0.0), PRECISION)
+            n = rounded(tl.load(a + source, mask=inside, other=0.0), PRECISION)
         if PRIMAL or MOVES:
             k = tl.load(w + weights, mask=wanted, other=0.0)
         if PRIMAL:
-            z = multiply(x, k, z, PRECISION)
+            z = multiply(n, k, z, PRECISION)
         if TANGENT:
             k_dot = tl.load(w_dot + weights, mask=wanted, other=0.0)
-            z_dot = multiply(x, k_dot, z_dot, PRECISION)
+            z_dot = multiply(n, k_dot, z_dot, PRECISION)
         if MOVES:
-            x_dot = rounded(tl.load(a_dot + source, mask=inside, other=0.0), PRECISION)
-            z_dot = multiply(x_dot, k, z_dot, PRECISION)
+            n_dot = rounded(tl.load(a_dot + source, mask=inside, other=0.0), PRECISION)
+            z_dot = multiply(n_dot, k, z_dot, PRECISION)
     return z, z_dot
 
 
@@ -181,8 +198,11 @@ def contract_directly(
     w,
     w_dot,
     pixels,
-    taps,
+    y,
+    x,
+    present,
     columns,
+    HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
@@ -196,14 +216,15 @@ def contract_directly(
     z = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
     z_dot = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
     wanted = columns < C_OUT
+    taps = taps_inside(y, x, present, HEIGHT, WIDTH)
     for tap in tl.static_range(9):
         inside = ((taps >> tap) & 1) != 0
         for channel in tl.static_range(C_IN):
             shift = ((tap // 3 - 1) * WIDTH + tap % 3 - 1) * C_IN + channel
-            x = tl.load(a + pixels * C_IN + shift, mask=inside, other=0.0)[:, None]
+            n = tl.load(a + pixels * C_IN + shift, mask=inside, other=0.0)[:, None]
             weights = (tap * C_IN + channel) * C_OUT + columns
             if PRIMAL:
-                z += x * tl.load(w + weights, mask=wanted, other=0.0)[None, :]
+                z += n * tl.load(w + weights, mask=wanted, other=0.0)[None, :]
             if TANGENT:
-                z_dot += x * tl.load(w_dot + weights, mask=wanted, other=0.0)[None, :]
+                z_dot += n * tl.load(w_dot + weights, mask=wanted, other=0.0)[None, :]
     return z, z_dot

@@ -13,7 +13,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from fastmtt.kernels import norm, precision
-from fastmtt.kernels.contraction import FEW, contract, contract_directly, taps_inside
+from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.convolution import Operands, fitted, run, tile
 from fastmtt.kernels.norm import normalised, pooled, whole_planes
 from fastmtt.kernels.tuning import Config, choose
@@ -58,18 +58,17 @@ def _conv_block(
     image, y, x = whole_planes(BLOCK_M, HEIGHT, WIDTH)
     present = image < images - first
     pixels = image * area + y * WIDTH + x
-    taps = taps_inside(y, x, present, HEIGHT, WIDTH)
     base = student * images + first
     a += base * (area * C_IN)
     w += student * w_stride
     if PRECISION == "direct":
         z, _ = contract_directly(
-            a, w, w, pixels, taps, columns, WIDTH, C_IN, C_OUT, True, False
+            a, w, w, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT, True, False
         )  # fmt: skip
     else:
         z, _ = contract(
-            a, a, w, w, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K, COPY,
-            True, False, False, PRECISION,
+            a, a, w, w, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT, BLOCK_K,
+            COPY, True, False, False, PRECISION,
         )  # fmt: skip
 
     xhat += base * (area * C_OUT)

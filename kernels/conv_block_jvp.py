@@ -9,7 +9,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from fastmtt.kernels import norm, precision
-from fastmtt.kernels.contraction import FEW, contract, contract_directly, taps_inside
+from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.conv_block import BLOCKS, TWO_KERNELS, direct, fits, grid, results, sizes
 from fastmtt.kernels.convolution import Operands, fitted, run, tile
 from fastmtt.kernels.norm import normalised, of_planes, pooled, to_pixels, whole_planes
@@ -119,7 +119,6 @@ def _conv_block_jvp(
     image, y, x = whole_planes(BLOCK_M, HEIGHT, WIDTH)
     present = image < images - first
     pixels = image * area + y * WIDTH + x
-    taps = taps_inside(y, x, present, HEIGHT, WIDTH)
     base = student * images + first
     a += base * (area * C_IN)
     a_dot += base * (area * C_IN)
@@ -127,12 +126,13 @@ def _conv_block_jvp(
     w_dot += student * w_dot_stride
     if PRECISION == "direct":
         z, z_dot = contract_directly(
-            a, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, not GIVEN, True
+            a, w, w_dot, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT,
+            not GIVEN, True,
         )  # fmt: skip
     else:
         z, z_dot = contract(
-            a, a_dot, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K, COPY,
-            not GIVEN, True, MOVES, PRECISION,
+            a, a_dot, w, w_dot, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT,
+            BLOCK_K, COPY, not GIVEN, True, MOVES, PRECISION,
         )  # fmt: skip
 
     gamma += student * gamma_stride

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from fastmtt.kernels.contraction import contract, taps_inside
+from fastmtt.kernels.contraction import contract
 from fastmtt.kernels.tuning import Config, choose
 from fastmtt.kernels.weights import laid_out
 from torch import Tensor
@@ -48,9 +48,6 @@ def _convolution(
     columns = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     pixels = tl.arange(0, BLOCK_M)
     present = pixels < pixels_of_student - first
-    taps = taps_inside(
-        (first + pixels) // WIDTH % HEIGHT, (first + pixels) % WIDTH, present, HEIGHT, WIDTH
-    )
     base = student * pixels_of_student + first
     z, z_dot = contract(
         a + base * C_IN,
@@ -58,8 +55,11 @@ def _convolution(
         w + student * (9 * C_IN * C_OUT),
         w_dot + student * (9 * C_IN * C_OUT),
         pixels,
-        taps,
+        (first + pixels) // WIDTH % HEIGHT,
+        (first + pixels) % WIDTH,
+        present,
         columns,
+        HEIGHT,
         WIDTH,
         C_IN,
         C_OUT,
