@@ -1,7 +1,8 @@
 """How much of a GPU's memory a run will take: told before it runs; what would fit, where it ends.
 
-What a step works in is found by going through one on tensors without memory. Not in it: what
-kernels take for themselves within a call, and what CUDA and its libraries take to begin with.
+What a step works in is found by going through one on tensors without memory. What kernels take
+within a call is at most the first block's plane where its patches get cotangents, else the second
+block's, a quarter of it. Not in it: what CUDA and its libraries take to begin with.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def matching(
     of_tapes = sum(tapes[step] for step in zip(sizes, kept, strict=True))
     vectors = 6 * _bytes(theta)  # start, target, and what the loss's own gradient takes
     images = _FLOAT * image * (_IMAGES * students * max(sizes) + 4 * plan.n)
-    return sum(map(_bytes, held)) + of_tapes + student.room.bytes + vectors + images
+    room = student.room.bytes + student.room.largest
+    return sum(map(_bytes, held)) + of_tapes + room + vectors + images
 
 
 def training(
@@ -85,7 +87,7 @@ def training(
         student.logits(theta, torch.empty(students, _TESTED, *image_shape, device=_NOWHERE))
     rows = (8 if sharpness else 5) * _bytes(empty_rows(theta))
     images = _FLOAT * torch.Size(image_shape).numel() * 3 * students * max(batch, _TESTED)
-    return rows + student.room.bytes + images
+    return rows + student.room.bytes + student.room.largest // 4 + images
 
 
 def announce(needed: Mapping[str, int], device: torch.device) -> None:

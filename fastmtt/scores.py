@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmtt.at_once import together
 from fastmtt.augment import DSA
 from fastmtt.command import command
 from fastmtt.config import parse
@@ -32,7 +33,7 @@ from fastmtt.options import ScoresConfig
 from fastmtt.progress import Meter, progress, say
 from fastmtt.student import Student, initial_weights, make_student
 from fastmtt.student.zoo import make_network
-from fastmtt.training import Examples, Recipe, students_at_once, train
+from fastmtt.training import Examples, Recipe, train
 
 KIND = "fastmtt scores"
 _NAMES = {
@@ -67,18 +68,14 @@ def network_scores(config: ScoresConfig, dataset: DataSet, members: Sequence[int
     Raises:
         FastmttError: a network diverged.
     """
-    make = partial(
-        make_network, config.model, image_shape=dataset.image_shape, classes=len(dataset.classes)
-    )
-    student = make_student(make(), dataset.image_shape, precision=config.precision)
-    labels = dataset.train_labels
+    student, labels = _student(config, dataset), dataset.train_labels
     forgetting = Forgetting(len(members), len(labels))
 
     def look(epoch: int, weights: Tensor, velocity: Tensor | None) -> None:
         forgetting.look(logits(student, weights, dataset.train_images).argmax(-1) == labels)
 
     theta = _trained(
-        config, dataset, student, make, members, look if config.score == "forgetting" else None
+        config, dataset, student, members, look if config.score == "forgetting" else None
     )
     if not bool(theta.isfinite().all()):
         raise FastmttError(
@@ -110,21 +107,12 @@ def _trained(
     config: ScoresConfig,
     dataset: DataSet,
     student: Student,
-    make: Callable[[], nn.Module],
     members: Sequence[int],
     after_epoch: Callable[[int, Tensor, Tensor | None], None] | None,
 ) -> Tensor:
     """The networks' weights [S,P] when they are asked for their scores."""
-    examples = Examples(dataset.train_images, dataset.train_labels)
-    recipe = Recipe(
-        epochs=config.epochs,
-        batch_size=config.batch_train,
-        lr=config.lr_teacher,
-        momentum=config.mom,
-        weight_decay=config.l2,
-        augment=DSA(config.dsa_strategy) if config.dsa else None,
-        graph=not config.no_graph,
-    )
+    examples, recipe = _examples(dataset), _recipe(config)
+    make = partial(_network, config, dataset)
     theta = [initial_weights(make, config.seed, "scores init", member) for member in members]
     steps = -(-examples.count // recipe.batch_size) * recipe.epochs
     with Meter(steps, f"training networks {_span(members)}") as meter:
@@ -141,14 +129,40 @@ def _trained(
         )
 
 
+def _recipe(config: ScoresConfig) -> Recipe:
+    return Recipe(
+        epochs=config.epochs,
+        batch_size=config.batch_train,
+        lr=config.lr_teacher,
+        momentum=config.mom,
+        weight_decay=config.l2,
+        augment=DSA(config.dsa_strategy) if config.dsa else None,
+        graph=not config.no_graph,
+    )
+
+
+def _examples(dataset: DataSet) -> Examples:
+    return Examples(dataset.train_images, dataset.train_labels)
+
+
+def _network(config: ScoresConfig, dataset: DataSet) -> nn.Module:
+    return make_network(config.model, image_shape=dataset.image_shape, classes=len(dataset.classes))
+
+
+def _student(config: ScoresConfig, dataset: DataSet) -> Student:
+    return make_student(_network(config, dataset), dataset.image_shape, precision=config.precision)
+
+
 def _all_scores(config: ScoresConfig, dataset: DataSet, file: Path) -> Tensor:
     """Every network's scores [networks,n]; the file holds those there are, group by group."""
     meta = _description(config, dataset)
     scores = _kept(file, meta, dataset.train_labels, resume=config.resume)
-    at_once = students_at_once(config.batch_train, dataset.image_shape)
-    missing = range(len(scores), config.networks)
+    missing, at_once = range(len(scores), config.networks), 1
     if len(scores):
         say(f"{file}: the scores of {len(scores)} networks are there; {len(missing)} to train")
+    if missing:
+        student = _student(config, dataset)
+        at_once = together(student, _examples(dataset), _recipe(config), len(missing))
     for first in missing[::at_once]:
         more = network_scores(config, dataset, range(first, min(first + at_once, config.networks)))
         with deferred():

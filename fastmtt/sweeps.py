@@ -153,11 +153,11 @@ def adjoint_sweep(
         lambda_0 [S,P] and the cotangents of the learning rates [N].
     """
     kind, last = check_gradient(gradient)
-    g_lr = torch.zeros_like(lr)
+    dots, rates = adjoint.new_zeros(len(lr), len(adjoint)), -lr
     first = 0 if last is None else max(0, len(steps) - last)
     cotangents = cotangents or {}
     for t in reversed(range(first, len(steps))):
-        g_lr[t] = -ops.dot(record.gradients[t], adjoint).sum()
+        ops.dot(record.gradients[t], adjoint, into=[dots[t]])
         moves = kind != "tesla" and (t > first or need_start)
         needs = steps.needs | {"theta"} if moves else steps.needs
         if needs:
@@ -165,7 +165,7 @@ def adjoint_sweep(
             hv, gx, gy = student.tangent(
                 adjoint, record.thetas[t], x, y, record.tapes[t], needs, record.hv
             )
-            steps.pull_back(t, _scaled(gx, -lr[t]), _scaled(gy, -lr[t]))
+            steps.pull_back(t, _scaled(gx, rates[t]), _scaled(gy, rates[t]))
             if hv is not None:
                 adjoint = ops.sgd_update(adjoint, hv, lr[t], into=[record.adjoint])
         if t in cotangents:
@@ -173,7 +173,7 @@ def adjoint_sweep(
     for t in range(first):
         if t in cotangents:
             adjoint = adjoint + cotangents[t]
-    return adjoint, g_lr
+    return adjoint, -dots.sum(1).to(lr.dtype)
 
 
 def plan_tape(

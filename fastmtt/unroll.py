@@ -83,7 +83,8 @@ def unroll_sgd(
     if not all(0 <= k <= steps for k in marks):
         raise ValueError(f"at must lie in 0..{steps}, got {marks}")
 
-    plan = _Plan(engine, steps, gradient, marks, memory, backend)
+    # autograd's own thread knows no backend that is forced around this call
+    plan = _Plan(engine, steps, gradient, marks, memory, backend or backends.forced())
     thetas = _Unroll.apply(plan, flat if not single else flat[None], rates, *xs, *ys)
     found = [_in_form(t[0] if single else t, theta, engine) for t in thetas]
     return found[0] if at is None else found

@@ -7,32 +7,25 @@ registers. Other planes take two kernels, and the convolution goes through memor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import triton
 import triton.language as tl
 from fastmtt.kernels import norm, precision
-from fastmtt.kernels.convolution import (
-    DIRECT,
-    Operands,
-    contract,
-    contract_directly,
-    convolve,
-    fitted,
-    taps_inside,
-    tile,
-)
+from fastmtt.kernels.contraction import FEW, contract, contract_directly
+from fastmtt.kernels.convolution import Operands, fitted, run, tile
 from fastmtt.kernels.norm import normalised, pooled, whole_planes
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
 
-_PLANE = 256  # pixels; larger planes leave too few channels a program for tensor cores
-_DIRECT_PLANE = 1024  # the same without them
+_PLANE = 256  # pixels; larger planes leave too few channels a program
+_PLANE_OF_FEW = 1024  # the same where a program loads no weights to speak of
 
 TWO_KERNELS = Config({"BLOCK_M": 0})
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _conv_block(
     a,
     w,
@@ -65,18 +58,17 @@ def _conv_block(
     image, y, x = whole_planes(BLOCK_M, HEIGHT, WIDTH)
     present = image < images - first
     pixels = image * area + y * WIDTH + x
-    taps = taps_inside(y, x, present, HEIGHT, WIDTH)
     base = student * images + first
     a += base * (area * C_IN)
     w += student * w_stride
     if PRECISION == "direct":
         z, _ = contract_directly(
-            a, w, w, pixels, taps, columns, WIDTH, C_IN, C_OUT, True, False
+            a, w, w, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT, True, False
         )  # fmt: skip
     else:
         z, _ = contract(
-            a, a, w, w, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K, COPY,
-            True, False, False, PRECISION,
+            a, a, w, w, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT, BLOCK_K,
+            COPY, True, False, False, PRECISION,
         )  # fmt: skip
 
     xhat += base * (area * C_OUT)
@@ -128,19 +120,20 @@ def conv_block(
     )
     mode = precision.of(a, c_in, bf16)
 
+    operands = cache(partial(Operands, a, None, w, None, mode))
+
     def two_kernels() -> None:
-        convolve(a, w, xhat, mode)
+        run(operands(), xhat, None)
         norm.forward(xhat, gamma, beta, p, rstd)
 
     if not fits(height, width, c_in):
         two_kernels()
         return p, xhat, rstd
-    if direct(c_in):
+    if direct(mode, c_in):
         mode = "direct"
         source, weights = a, w
     else:
-        operands = Operands(a, None, w, None, mode)
-        source, _, weights, _ = operands.pointers
+        source, _, weights, _ = operands().pointers
 
     def launch(config: Config) -> None:
         if config is TWO_KERNELS:
@@ -171,7 +164,11 @@ def conv_block(
     return p, xhat, rstd
 
 
-BLOCKS = (("direct", 32, 3), *((m, side, 128) for m in ("tf32", "bf16") for side in (16, 8)))
+BLOCKS = (
+    ("direct", 32, 3),
+    ("tf32", 32, 3),
+    *((m, side, 128) for m in ("tf32", "bf16") for side in (16, 8)),
+)
 
 
 def sizes(mode: str, side: int, c_in: int) -> dict[str, Any]:
@@ -194,6 +191,15 @@ def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
         return [tile(max(area, 128), 8, 1, 8, 1), tile(max(area, 128), 16, 1, 8, 1)]
+    if c_in <= FEW:
+        pixels = max(area, 128)
+        return [
+            tile(pixels, 16, 16, 8, 1),
+            tile(pixels, 16, 32, 8, 1),
+            tile(pixels, 8, 16, 8, 1),
+            tile(pixels, 32, 16, 16, 1),
+            tile(pixels, 32, 32, 16, 1),
+        ]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 
@@ -221,12 +227,12 @@ _TILES = {
 def fits(height: int, width: int, c_in: int) -> bool:
     """Whether programs can own whole planes of this size."""
     powers = all(side >= 2 and side & (side - 1) == 0 for side in (height, width))
-    return powers and height * width <= (_DIRECT_PLANE if direct(c_in) else _PLANE)
+    return powers and height * width <= (_PLANE_OF_FEW if c_in <= FEW else _PLANE)
 
 
-def direct(c_in: int) -> bool:
-    """Whether a block of so few input channels does without tensor cores."""
-    return c_in <= DIRECT
+def direct(mode: str, c_in: int) -> bool:
+    """Whether plain multiply-adds do: few input channels in float32, which tensor cores lack."""
+    return mode == "ieee" and c_in <= FEW
 
 
 def grid(config: Config, a: Tensor, c_out: int) -> tuple[int, int]:

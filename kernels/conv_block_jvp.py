@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import triton
 import triton.language as tl
 from fastmtt.kernels import norm, precision
+from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.conv_block import BLOCKS, TWO_KERNELS, direct, fits, grid, results, sizes
-from fastmtt.kernels.convolution import (
-    Operands,
-    contract,
-    contract_directly,
-    convolve_tangent,
-    fitted,
-    taps_inside,
-    tile,
-)
+from fastmtt.kernels.convolution import Operands, fitted, run, tile
 from fastmtt.kernels.norm import normalised, of_planes, pooled, to_pixels, whole_planes
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
@@ -81,7 +75,7 @@ def _finish(
     tl.store(p_dot + place, pooled(n_dot, area // 4) * 0.25, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _conv_block_jvp(
     a,
     a_dot,
@@ -125,7 +119,6 @@ def _conv_block_jvp(
     image, y, x = whole_planes(BLOCK_M, HEIGHT, WIDTH)
     present = image < images - first
     pixels = image * area + y * WIDTH + x
-    taps = taps_inside(y, x, present, HEIGHT, WIDTH)
     base = student * images + first
     a += base * (area * C_IN)
     a_dot += base * (area * C_IN)
@@ -133,12 +126,13 @@ def _conv_block_jvp(
     w_dot += student * w_dot_stride
     if PRECISION == "direct":
         z, z_dot = contract_directly(
-            a, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, not GIVEN, True
+            a, w, w_dot, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT,
+            not GIVEN, True,
         )  # fmt: skip
     else:
         z, z_dot = contract(
-            a, a_dot, w, w_dot, pixels, taps, columns, WIDTH, C_IN, C_OUT, BLOCK_K, COPY,
-            not GIVEN, True, MOVES, PRECISION,
+            a, a_dot, w, w_dot, pixels, y, x, present, columns, HEIGHT, WIDTH, C_IN, C_OUT,
+            BLOCK_K, COPY, not GIVEN, True, MOVES, PRECISION,
         )  # fmt: skip
 
     gamma += student * gamma_stride
@@ -222,19 +216,21 @@ def conv_block_jvp(
     parameters = gamma, gamma_dot, beta, beta_dot
     mode = precision.of(a, c_in, bf16)
 
+    operands = cache(partial(Operands, a, a_dot, w, w_dot, mode))
+
     def two_kernels() -> None:
-        convolve_tangent(a, a_dot, w, w_dot, None if given else xhat, xhat_dot, mode)
+        run(operands(), None if given else xhat, xhat_dot)
         norm.jvp(xhat, rstd, xhat_dot, rstd_dot, parameters, p, p_dot, given=given)
 
-    directly = direct(c_in) and a_dot is None
-    if not fits(height, width, c_in) or (direct(c_in) and not directly):
+    directly = direct(mode, c_in)
+    if not fits(height, width, c_in) or (directly and a_dot is not None):
         two_kernels()
         return returned
     if directly:
         mode = "direct"
         pointers = a, a, w, w_dot
     else:
-        pointers = Operands(a, a_dot, w, w_dot, mode).pointers
+        pointers = operands().pointers
 
     def launch(config: Config) -> None:
         if config is TWO_KERNELS:
@@ -275,7 +271,7 @@ def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Conf
         types |= {name: kind for name in ("a", "a_dot", "w", "w_dot")}
         types |= {name: "i32" for name in types if name.endswith("_stride") or name == "images"}
         for given in (False, True):
-            constants = sizes(mode, side, c_in) | {"GIVEN": given, "MOVES": mode != "direct"}
+            constants = sizes(mode, side, c_in) | {"GIVEN": given, "MOVES": c_in > FEW}
             name = f"conv_block_jvp {mode} {side}x{side}" + (" given" if given else "")
             for config in configurations(mode, side * side, c_in, constants["C_OUT"]):
                 yield name, _conv_block_jvp, types, constants, config
@@ -285,6 +281,14 @@ def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
         return [tile(max(area, 128), 8, 1, 16, 1)]
+    if c_in <= FEW:
+        pixels = max(area, 128)
+        return [
+            tile(pixels, 8, 16, 8, 1),
+            tile(pixels, 8, 32, 8, 1),
+            tile(pixels, 16, 16, 16, 1),
+            tile(pixels, 16, 32, 16, 1),
+        ]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 

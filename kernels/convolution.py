@@ -1,7 +1,5 @@
-"""The 3x3 convolution as a matrix product over pixels, its input gradient and their tangents.
+"""The 3x3 convolution, its input gradient and their tangents, of planes of any size.
 
-A program multiplies a tile of pixels, whose nine neighbourhoods it gathers tap by tap, with a tile
-of output channels. The taps are the inner loop: eight of nine reads of a pixel hit the L1 cache.
 The input gradient is the same product with the weights transposed and the taps turned round.
 """
 
@@ -15,135 +13,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from fastmtt.kernels.precision import multiply
+from fastmtt.kernels.contraction import contract
 from fastmtt.kernels.tuning import Config, choose
 from fastmtt.kernels.weights import laid_out
 from torch import Tensor
 
-DIRECT = 4  # up to so many input channels a tensor core has little to do: plain multiply-adds
 
-
-@triton.jit
-def taps_inside(y, x, present, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """For each pixel nine bits: which taps read from the image and not from its border."""
-    bits = tl.zeros_like(y)
-    for tap in tl.static_range(9):
-        row = y + (tap // 3 - 1)
-        column = x + (tap % 3 - 1)
-        inside = present & (row >= 0) & (row < HEIGHT) & (column >= 0) & (column < WIDTH)
-        bits |= inside.to(tl.int32) << tap
-    return bits
-
-
-@triton.jit
-def contract(
-    a,
-    a_dot,
-    w,
-    w_dot,
-    pixels,
-    taps,
-    columns,
-    WIDTH: tl.constexpr,
-    C_IN: tl.constexpr,
-    C_OUT: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    COPY: tl.constexpr,
-    PRIMAL: tl.constexpr,
-    TANGENT: tl.constexpr,
-    MOVES: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """A tile of conv(a, w) if PRIMAL, and of conv(a, w_dot), with conv(a_dot, w) added if MOVES.
-
-    Args:
-        a: the first of the images; the pixels' offsets count from it. So for a_dot.
-        a_dot: read if MOVES.
-        w: one student's laid out weights [9,Cout,Cin].
-        w_dot: their tangent, read if TANGENT.
-        pixels: offsets [BLOCK_M] of pixels.
-        taps: their bits of :func:`taps_inside`.
-        columns: output channels [BLOCK_N].
-        WIDTH: of an image.
-        C_IN: channels summed over.
-        C_OUT: output channels.
-        BLOCK_K: channels a step.
-        COPY: bytes of an asynchronous copy of activations. Only those under 16 use the L1 cache
-            in Triton 3.6, those of 16 are half as many.
-        PRIMAL: whether conv(a, w) is wanted.
-        TANGENT: whether the tangent is wanted.
-        MOVES: whether a_dot differs from zero.
-        PRECISION: bf16, tf32 or ieee.
-
-    Returns:
-        z, z_dot [BLOCK_M,BLOCK_N] in float32; one that is not wanted is zero.
-    """
-    z = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
-    z_dot = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
-    inputs = tl.arange(0, BLOCK_K)
-    size: tl.constexpr = a.dtype.element_ty.primitive_bitwidth // 8
-    across = tl.max_contiguous(pixels[:, None] * C_IN + inputs[None, :], (1, COPY // size))
-    down = columns[None, :] * C_IN + inputs[:, None]
-    for step in range(9 * tl.cdiv(C_IN, BLOCK_K)):
-        first = step // 9 * BLOCK_K
-        tap = step % 9
-        inside = ((taps >> tap) & 1)[:, None] != 0
-        wanted = columns[None, :] < C_OUT
-        if C_IN % BLOCK_K != 0:
-            inside &= (inputs < C_IN - first)[None, :]
-            wanted &= (inputs < C_IN - first)[:, None]
-        source = across + (((tap // 3 - 1) * WIDTH + tap % 3 - 1) * C_IN + first)
-        weights = down + (tap * (C_OUT * C_IN) + first)
-        if PRIMAL or TANGENT:
-            x = tl.load(a + source, mask=inside, other=0.0, cache_modifier=".ca")
-        if PRIMAL or MOVES:
-            k = tl.load(w + weights, mask=wanted, other=0.0)
-        if PRIMAL:
-            z = multiply(x, k, z, PRECISION)
-        if TANGENT:
-            k_dot = tl.load(w_dot + weights, mask=wanted, other=0.0)
-            z_dot = multiply(x, k_dot, z_dot, PRECISION)
-        if MOVES:
-            x_dot = tl.load(a_dot + source, mask=inside, other=0.0, cache_modifier=".ca")
-            z_dot = multiply(x_dot, k, z_dot, PRECISION)
-    return z, z_dot
-
-
-@triton.jit
-def contract_directly(
-    a,
-    w,
-    w_dot,
-    pixels,
-    taps,
-    columns,
-    WIDTH: tl.constexpr,
-    C_IN: tl.constexpr,
-    C_OUT: tl.constexpr,
-    PRIMAL: tl.constexpr,
-    TANGENT: tl.constexpr,
-):
-    """As :func:`contract` in float32 without tensor cores, for few input channels and no a_dot.
-
-    Here w and w_dot are weights as they are, [9,Cin,Cout].
-    """
-    z = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
-    z_dot = tl.zeros((pixels.shape[0], columns.shape[0]), tl.float32)
-    wanted = columns < C_OUT
-    for tap in tl.static_range(9):
-        inside = ((taps >> tap) & 1) != 0
-        for channel in tl.static_range(C_IN):
-            shift = ((tap // 3 - 1) * WIDTH + tap % 3 - 1) * C_IN + channel
-            x = tl.load(a + pixels * C_IN + shift, mask=inside, other=0.0)[:, None]
-            weights = (tap * C_IN + channel) * C_OUT + columns
-            if PRIMAL:
-                z += x * tl.load(w + weights, mask=wanted, other=0.0)[None, :]
-            if TANGENT:
-                z_dot += x * tl.load(w_dot + weights, mask=wanted, other=0.0)[None, :]
-    return z, z_dot
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["pixels_of_student"])
 def _convolution(
     a,
     a_dot,
@@ -172,9 +48,6 @@ def _convolution(
     columns = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
     pixels = tl.arange(0, BLOCK_M)
     present = pixels < pixels_of_student - first
-    taps = taps_inside(
-        (first + pixels) // WIDTH % HEIGHT, (first + pixels) % WIDTH, present, HEIGHT, WIDTH
-    )
     base = student * pixels_of_student + first
     z, z_dot = contract(
         a + base * C_IN,
@@ -182,8 +55,11 @@ def _convolution(
         w + student * (9 * C_IN * C_OUT),
         w_dot + student * (9 * C_IN * C_OUT),
         pixels,
-        taps,
+        (first + pixels) // WIDTH % HEIGHT,
+        (first + pixels) % WIDTH,
+        present,
         columns,
+        HEIGHT,
         WIDTH,
         C_IN,
         C_OUT,
@@ -217,7 +93,7 @@ def convolve(
         precision: of :mod:`fastmtt.kernels.precision`.
         transposed: compute the input gradient.
     """
-    _run(Operands(a, None, w, None, precision, transposed), out, None)
+    run(Operands(a, None, w, None, precision, transposed), out, None)
 
 
 def convolve_tangent(
@@ -236,7 +112,7 @@ def convolve_tangent(
     Shapes and dtypes as for :func:`convolve`; ``a_dot=None`` stands for zero, and without ``out``
     the primal is left out.
     """
-    _run(Operands(a, a_dot, w, w_dot, precision, transposed), out, out_dot)
+    run(Operands(a, a_dot, w, w_dot, precision, transposed), out, out_dot)
 
 
 class Operands:
@@ -275,7 +151,8 @@ class Operands:
         self.key = (self.students, self.images, *self.constants.values())
 
 
-def _run(operands: Operands, out: Tensor | None, out_dot: Tensor | None) -> None:
+def run(operands: Operands, out: Tensor | None, out_dot: Tensor | None) -> None:
+    """As :func:`convolve_tangent`, whose operands are there already."""
     constants = {**operands.constants, "PRIMAL": out is not None}
     pixels = operands.images * constants["HEIGHT"] * constants["WIDTH"]
     places = [t if t is not None else other for t, other in ((out, out_dot), (out_dot, out))]
@@ -339,18 +216,22 @@ _TILES: dict[str, Callable[[int], list[Config]]] = {  # by the channels of 128 b
         tile(256, 128, k, 8, 3, copy=16),
         tile(128, 64, k, 4, 3),
         tile(64, 32, k, 4, 4),
+        tile(64, 32, 2 * k, 4, 3, copy=16),
+        tile(64, 32, 4 * k, 4, 2, copy=16),
     ],
     "sum": lambda k: [
         tile(128, 128, k, 8, 3),
         tile(128, 128, k, 8, 3, copy=16),
         tile(128, 64, k, 8, 3),
         tile(64, 32, k, 4, 3, capability=90),
+        tile(64, 32, 2 * k, 4, 2, copy=16, capability=90),
     ],
     "both": lambda k: [
         tile(128, 64, k, 8, 3),
         tile(128, 128, k, 8, 2, capability=90),
         tile(128, 128, k, 8, 2, copy=16, capability=90),
         tile(64, 32, k, 4, 3),
+        tile(64, 32, 2 * k, 4, 2, copy=16, capability=90),
     ],
 }
 

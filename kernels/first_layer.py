@@ -60,7 +60,7 @@ def _weights(
     return rounded(tl.load(w + row * CHANNELS + c, mask=inside, other=0.0), PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _first_layer(
     gp,
     gp_dot,
@@ -271,7 +271,8 @@ def configs(channels: int, tangent: bool) -> list[Config]:
     """Channels and pixels a program works on at once."""
     most = max(16, triton.next_power_of_2(channels))
     found: dict[str, Config] = {}
-    for pixels, columns, warps in ((64, 32, 4), (64, 64, 8), (128, 32, 8), (32, 128, 8)):
+    shapes = ((64, 32, 4), (64, 64, 8), (128, 32, 8), (32, 128, 8), (32, 32, 4), (32, 64, 4))
+    for pixels, columns, warps in shapes:
         config = Config({"PIXELS": pixels, "COLUMNS": min(columns, most)}, warps, 1)
         found.setdefault(str(config), config)
     return list(found.values())

@@ -181,11 +181,13 @@ def _total(op: str, a: Tensor, b: Tensor, keep: Tensor | None, into: Into) -> Te
     result = place(op, into, 0, a.shape[:1], a)
     sums = _partials(op, a, b, keep)
     if result.numel() > 0:
-        _add_up[(len(a),)](sums, result, sums.shape[2], **_TOTAL.launch)
+        add_up(sums, result)
     return result
 
 
-# --- kernels ------------------------------------------------------------------------------------
+def add_up(sums: Tensor, result: Tensor) -> None:
+    """Write the sum of each of S rows, contiguous one after another, to ``result`` [S]."""
+    _add_up[(len(result),)](sums, result, sums.shape[-1], **_TOTAL.launch)
 
 
 @triton.jit

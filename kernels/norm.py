@@ -117,7 +117,7 @@ def _pooled_place(first, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_P: tl.
     return y * (WIDTH // 2) + x, (y < HEIGHT // 2) & (x < WIDTH // 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _forward(
     xhat,
     gamma,
@@ -159,7 +159,7 @@ def _forward(
         tl.store(place, total * 0.25, mask=present[:, None] & wanted[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _jvp(
     xhat,
     rstd,

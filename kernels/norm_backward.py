@@ -175,7 +175,7 @@ def _write_both(
         _write(value_dot, gz_dot, start, c, AREA, CHANNELS, PIXELS, PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _norm_backward(
     gp,
     gp_dot,

@@ -1,7 +1,8 @@
 """Which configuration a kernel runs in: measured once for each size, kept in a file, told to runs.
 
 Choices change rounding at most, never a result's meaning. They are kept in ``FASTMTT_CACHE``, one
-file for each kind of GPU and version of Triton, so that two runs on one machine agree.
+file for each kind of GPU and version of Triton, so that two runs on one machine agree. Kernels are
+not specialised on how many images they are given: other batches are measured, not compiled anew.
 """
 
 from __future__ import annotations

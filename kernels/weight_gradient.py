@@ -20,7 +20,7 @@ from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pixels", "part_pixels"])
 def _weight_gradient(
     a,
     gz,
@@ -92,7 +92,7 @@ def _add(parts, out, count, size, block, ROWS: tl.constexpr, COLUMNS: tl.constex
     tl.store(out + column, tl.sum(total, 0, keep_dims=True), mask=column < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["w_count", "images"])
 def _add_parts(
     w_parts,
     gamma_parts,
@@ -107,7 +107,8 @@ def _add_parts(
     w_size,
     images,
     CHANNELS: tl.constexpr,
-    ROWS: tl.constexpr,
+    W_ROWS: tl.constexpr,
+    NORM_ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     student = tl.program_id(1).to(tl.int64)
@@ -116,14 +117,14 @@ def _add_parts(
     norm_part = student * images * CHANNELS
     if block < blocks:
         out = ggamma + student * gamma_stride
-        _add(gamma_parts + norm_part, out, images, CHANNELS, block, ROWS, COLUMNS)
+        _add(gamma_parts + norm_part, out, images, CHANNELS, block, NORM_ROWS, COLUMNS)
     elif block < 2 * blocks:
         out = gbeta + student * beta_stride
-        _add(beta_parts + norm_part, out, images, CHANNELS, block - blocks, ROWS, COLUMNS)
+        _add(beta_parts + norm_part, out, images, CHANNELS, block - blocks, NORM_ROWS, COLUMNS)
     else:
         w_part = w_parts + student * w_count * w_size
         out = gw + student * w_stride
-        _add(w_part, out, w_count, w_size, block - 2 * blocks, ROWS, COLUMNS)
+        _add(w_part, out, w_count, w_size, block - 2 * blocks, W_ROWS, COLUMNS)
 
 
 def weight_gradient(
@@ -233,7 +234,7 @@ def add_parts(
     """
     students, images, channels = norm_parts[0].shape
     count, size = (0, 0) if w_parts is None else w_parts.shape[1:]
-    columns = 128
+    columns = 32
     blocks = 2 * triton.cdiv(channels, columns) + triton.cdiv(size, columns)
     _add_parts[(blocks, students)](
         gw if w_parts is None else w_parts,
@@ -248,10 +249,16 @@ def add_parts(
         size,
         images,
         CHANNELS=channels,
-        ROWS=8,
+        W_ROWS=_rows(count),
+        NORM_ROWS=_rows(images),
         COLUMNS=columns,
         num_warps=4,
     )
+
+
+def _rows(count: int) -> int:
+    """Parts read at once: all of few, for reading some after others takes longest."""
+    return min(max(triton.next_power_of_2(count), 4), 128)
 
 
 def configs(cin: int, cout: int, precision: str) -> list[Config]:

@@ -18,7 +18,7 @@ from torch import Tensor
 _TILE = Config({"TILE": 32}, warps=4, stages=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["students"])
 def _lay_out(
     w,
     w_dot,

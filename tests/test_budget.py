@@ -52,9 +52,10 @@ def test_matching_holds_what_is_predicted(memory, segments, unpadded):
     sweeps += matcher._room.bytes
     around = storage(it.inputs.start) + storage(it.inputs.target) + storage(it.inputs.images)
     assert sweeps + around <= predicted
-    # beside that: a few vectors of weights, and a step's and the set's images
+    # beside that: a plane for a kernel, a few vectors of weights, a step's and the set's images
     images_in_passing = 4 * 3 * 16 * 16 * (4 * segments * 4 + 4 * 10)
-    assert predicted == sweeps + 6 * 4 * segments * size + images_in_passing
+    plane = 4 * segments * 4 * 16 * 16 * 16
+    assert predicted == sweeps + plane + 6 * 4 * segments * size + images_in_passing
 
 
 @pytest.mark.parametrize("students", [1, 4])
@@ -67,7 +68,8 @@ def test_training_holds_what_is_predicted(students, unpadded):
     trained = train(student, theta, examples, recipe, seed=0, what="x", members=members)
     trained_alone = student.room.bytes
     accuracy(student, trained, examples.images[:128], examples.labels[:128])
-    rest = 5 * storage(theta) + 4 * 3 * 16 * 16 * 3 * students * 128
+    plane = 4 * students * 128 * 16 * 16 * 16
+    rest = 5 * storage(theta) + 4 * 3 * 16 * 16 * 3 * students * 128 + plane // 4
     assert trained_alone > 10**6
     assert predicted == trained_alone + rest
 

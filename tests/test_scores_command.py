@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(tmp_path):
 
 def test_networks_that_are_added_are_those_that_all_at_once_would_be(tmp_path, monkeypatch):
     scores.main(f"{TINY} --indices_path {tmp_path / 'whole'}".split())
-    monkeypatch.setattr(scores, "students_at_once", lambda *_: 1)
+    monkeypatch.setattr(scores, "together", lambda *_: 1)
     flags = f"{TINY} --indices_path {tmp_path / 'parts'}"
     scores.main(f"{flags} --networks 1".split())
     scores.main(f"{flags} --resume".split())
@@ -85,7 +85,7 @@ def test_a_killed_command_keeps_the_networks_that_were_done(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return usual(config, dataset, members)
 
-    monkeypatch.setattr(scores, "students_at_once", lambda *_: 1)
+    monkeypatch.setattr(scores, "together", lambda *_: 1)
     monkeypatch.setattr(scores, "network_scores", killed)
     flags = f"{TINY} --indices_path {tmp_path}"
     with pytest.raises(KeyboardInterrupt):

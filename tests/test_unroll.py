@@ -1,5 +1,7 @@
 """unroll_sgd: forms of its arguments, gradients through all of them, and what it refuses."""
 
+import contextvars
+
 import naive
 import networks
 import pytest
@@ -8,6 +10,7 @@ from compare import assert_all_close, assert_close
 from tolerances import META_GRADIENT
 
 from fastmtt import FastmttError, unroll_sgd
+from fastmtt.ops import backends
 from fastmtt.student.zoo import ConvNet
 
 STEPS = 4
@@ -265,3 +268,18 @@ def test_further_refusals():
         unroll_sgd(module, {"w": theta}, rows, lr)
     with pytest.raises(FastmttError, match="backend 'gpu' is not known"):
         unroll_sgd(module, theta, rows, lr, backend="gpu")
+
+
+def test_a_backend_forced_around_the_call_serves_its_backward_too(monkeypatch):
+    """Whose thread, on a GPU autograd's own, does not know it."""
+    served = []
+    serving = backends._serving
+    monkeypatch.setattr(
+        backends, "_serving", lambda op, args: served.append(serving(op, args)) or served[-1]
+    )
+    module, given = leaves(convnet)
+    with backends.use("reference"):
+        end = unroll_sgd(module, given["theta"], batches(given), given["lr"])
+    forward = len(served)
+    contextvars.Context().run(end.sum().backward)
+    assert set(served[forward:]) == {"reference"}

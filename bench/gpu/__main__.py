@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,7 +47,7 @@ class Bench:
     def match(self, seconds: float) -> Iterator[Row]:
         """A matching iteration by every contender."""
         end = time.monotonic() + seconds
-        yield from self._ready(end)
+        yield from self._ready(end, (dev.FASTEST, "bf16"))
         peaks = self._peaks()
         with TemporaryDirectory() as folder:
             for name, precision, most in matching.schedule():
@@ -88,13 +88,13 @@ class Bench:
         images = self.arguments.images
         return None if images is None else str(images.resolve())
 
-    def _ready(self, end: float) -> Iterator[Row]:
+    def _ready(self, end: float, precisions: Sequence[str] = dev.PRECISIONS) -> Iterator[Row]:
         """Measure the ceilings and compile, once."""
         if not self._peaks():
             yield from processes.run(ceilings.measure, max(end - time.monotonic(), 1))
         if not self._warmed:
             self._warmed = True
-            yield from warm(min(WARMING, max(end - time.monotonic(), 1) / 2))
+            yield from warm(min(WARMING, max(end - time.monotonic(), 1) / 2), precisions)
 
     def _peaks(self) -> dict[str, float]:
         return ceilings.by_precision(self.results.rows)

@@ -20,11 +20,12 @@ from bench.problem import CHANNELS, CLASSES, DEPTH, IMAGE, Problem, Size
 from bench.worker import EAGER
 from fastmtt.student.zoo import make_network
 
-# ours by name: the backend, and whether iterations are recorded as CUDA graphs
+# ours by name: the backend, whether iterations are recorded as CUDA graphs, and ``memory=``
 OURS = {
-    "ours, cuDNN convolutions": ("reference", True),
-    "ours, fused": ("triton", True),
-    "ours, fused, no graph": ("triton", False),
+    "ours, fused": ("triton", True, 0),
+    "ours, fused, 2 GB kept": ("triton", True, 2 * 10**9),
+    "ours, cuDNN convolutions": ("reference", True, 0),
+    "ours, fused, no graph": ("triton", False, 0),
 }
 JUDGE, JUDGE_TESLA = "naive", "naive tesla"
 # in the order in which they are measured
@@ -54,7 +55,7 @@ def contender(
     """
     p, size = problem, problem.size
     inputs = (p.start, p.target, p.images, p.labels, p.lr, p.indices)
-    torch.backends.cudnn.allow_tf32 = size.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = size.precision != "fp32"  # bf16 leaves our first layer out
     if name in OURS:
         return _ours(name, problem, segments)
     if segments != 1:
@@ -135,7 +136,7 @@ def match_tesla(
 
 
 def _ours(name: str, problem: Problem, segments: int) -> Callable[[], Gradients]:
-    size, (backend, graph) = problem.size, OURS[name]
+    size, (backend, graph, memory) = problem.size, OURS[name]
     net = make_network(
         f"ConvNetD{DEPTH}W{size.width}", image_shape=(CHANNELS, IMAGE, IMAGE), classes=CLASSES
     )
@@ -147,6 +148,7 @@ def _ours(name: str, problem: Problem, segments: int) -> Callable[[], Gradients]
         precision=precision,
         backend=backend if ON_GPU or backend == "reference" else None,
         graph=graph,
+        memory=memory,
     )
     indices = [rows.cpu() for rows in problem.indices]  # where a run draws them
     if segments > 1:

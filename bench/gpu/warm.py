@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import product
 from tempfile import TemporaryDirectory
@@ -24,8 +24,12 @@ from bench.gpu.results import Row
 from bench.problem import make_problem
 
 
-def warm(seconds: float) -> Iterator[Row]:
+def warm(seconds: float, precisions: Sequence[str] = PRECISIONS) -> Iterator[Row]:
     """Compile for the sections ops and match, in as many processes as there are cores.
+
+    Args:
+        seconds: after which they are stopped.
+        precisions: of :data:`PRECISIONS`.
 
     Yields:
         One row: how long it took, and how many processes were not ready in time.
@@ -33,7 +37,7 @@ def warm(seconds: float) -> Iterator[Row]:
     if not ON_GPU:
         return
     ops_of = {layer: list(calls(layer, 1, 2)) for layer in LAYERS}
-    todo = [(at, how, op) for at, how in product(LAYERS, PRECISIONS) for op in ops_of[at]]
+    todo = [(at, how, op) for at, how in product(LAYERS, precisions) for op in ops_of[at]]
     count = max(1, (os.cpu_count() or 1) - 2)
     each = -(-len(todo) // count)  # neighbours share kernels: they stay together
     begin = time.monotonic()
@@ -41,7 +45,8 @@ def warm(seconds: float) -> Iterator[Row]:
         environment = {"FASTMTT_CACHE": folder, "OMP_NUM_THREADS": "1"}
         running = [
             processes.start(_iterations, environment, precision=precision)
-            for precision in PRECISIONS[1:]
+            for precision in precisions
+            if precision != "fp32"
         ]
         running += [
             processes.start(_ops, environment, todo=todo[first : first + each])

@@ -109,8 +109,8 @@ class ConvNetStudent(Student):
                 self.bf16,
                 into=(ga, g.w, g.gamma, g.beta, self.room.scratch(a)),
             )
-            g.bias.zero_()
             gp = ga
+        torch._foreach_zero_([g.bias for g in g_blocks])  # in one launch
         return loss
 
     def tangent(
@@ -230,9 +230,9 @@ class ConvNetStudent(Student):
                 self.bf16,
                 into=(ga_dot, h.w, h.gamma, h.beta, ga, self.room.scratch(a)),
             )
-            if need_theta:
-                h.bias.zero_()
             gp, gp_dot = ga, ga_dot
+        if need_theta:
+            torch._foreach_zero_([h.bias for h in h_blocks])
         return (
             self._images_back(gp_dot) if need_x else None,
             gy_dot if "y" in needs else None,

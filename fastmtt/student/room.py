@@ -30,7 +30,12 @@ class Room:
     @property
     def bytes(self) -> int:
         """What all tensors take."""
-        return sum(t.numel() * t.element_size() for t in self._tensors.values())
+        return sum(t.nbytes for t in self._tensors.values())
+
+    @property
+    def largest(self) -> int:
+        """What the largest tensor takes, in bytes."""
+        return max((t.nbytes for t in self._tensors.values()), default=0)
 
     def scratch(self, like: Tensor) -> Tensor:
         """Bytes a compiled op may use as it likes; ops make them more where they need more.

@@ -1,12 +1,13 @@
-"""The block and its tangent as Triton kernels, in the interpreter, against the reference."""
+"""The block and its tangent as Triton kernels against the reference."""
 
 import pytest
 import torch
 from compare import assert_close
-from fastmtt.kernels import conv_block, conv_block_jvp
+from fastmtt.kernels import conv_block, conv_block_jvp, precision
 
 from fastmtt.ops import reference_block
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDING = 2e-6  # of sums of at most 9 * 32 products and a norm in float32, a whole vector's
 
 # S, B, H, W, Cin, Cout: one kernel or two, whole or partial groups of images, with and without
@@ -25,11 +26,11 @@ def arguments(shape, seed=0):
     """(a, w, gamma, beta) and their tangents; students of the parameters lie apart."""
     students, images, height, width, c_in, c_out = shape
     make = torch.Generator().manual_seed(seed)
-    a, a_dot = torch.randn(2, students, images, height, width, c_in, generator=make)
+    a, a_dot = torch.randn(2, students, images, height, width, c_in, generator=make).to(DEVICE)
     counts = [9 * c_in * c_out, c_out, c_out]
     primal, tangent = [a], [a_dot]
     for found in (primal, tangent):
-        packed = torch.randn(students, sum(counts) + 3, generator=make)[:, 1:-2]
+        packed = torch.randn(students, sum(counts) + 3, generator=make).to(DEVICE)[:, 1:-2]
         w, gamma, beta = packed.split(counts, 1)
         found += [w.view(students, 3, 3, c_in, c_out), gamma, beta]
     return primal, tangent
@@ -82,10 +83,27 @@ def test_tangent_in_bf16(shape):
     assert_results(conv_block_jvp(*args, True), want, "p p_dot xhat_dot rstd_dot xhat rstd")
 
 
+@pytest.mark.parametrize("moves", [True, False])
+@pytest.mark.parametrize("shape", SHAPES[3:5])
+def test_a_first_layer_in_tf32(shape, moves, monkeypatch):
+    """Operands that are tf32 already are multiplied exactly: what is left is float32's rounding."""
+    monkeypatch.setattr(precision, "of", lambda *_: "tf32")
+    primal, tangent = arguments(shape)
+    for t in (*primal[:2], *tangent[:2]):
+        t.copy_(((t.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32))
+    want = reference("conv_block", primal, False)
+    found = conv_block(*primal)
+    assert_results(found, want, "p xhat rstd")
+    for known in ((None, None), found[1:]):
+        args = [*interleaved(primal, tangent, moves), *known]
+        want = reference("conv_block_jvp", args, False)
+        assert_results(conv_block_jvp(*args), want, "p p_dot xhat_dot rstd_dot xhat rstd")
+
+
 @pytest.mark.parametrize("shape", SHAPES[:2])
 def test_results_go_where_they_are_wanted(shape):
     primal, tangent = arguments(shape)
-    room = torch.empty(1000, dtype=torch.uint8)
+    room = torch.empty(1000, dtype=torch.uint8, device=DEVICE)
     fresh = conv_block(*primal)
     places = [torch.full_like(t, torch.nan) for t in fresh]
     found = conv_block(*primal, into=(*places, room))
@@ -95,7 +113,7 @@ def test_results_go_where_they_are_wanted(shape):
     args = [*interleaved(primal, tangent), *fresh[1:]]
     fresh = conv_block_jvp(*args)
     places = [torch.full_like(t, torch.nan) for t in fresh[:4]]
-    nothing = [torch.empty(0), torch.full((3,), 7.0)]
+    nothing = [torch.empty(0, device=DEVICE), torch.full((3,), 7.0, device=DEVICE)]
     found = conv_block_jvp(*args, into=(*places, *nothing, room))
     assert [t.data_ptr() for t in found[:4]] == [t.data_ptr() for t in places]
     assert all(torch.equal(*pair) for pair in zip(found[:4], fresh[:4], strict=True))

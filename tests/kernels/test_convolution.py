@@ -1,4 +1,4 @@
-"""Triton's convolutions in the interpreter, against torch's in float64."""
+"""Triton's convolutions against torch's in float64."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from fastmtt.kernels.weights import laid_out
 from fastmtt.ops.reference_block import _rounded
 
 SHAPES = [(2, 3, 5, 7, 3, 17), (1, 1, 4, 4, 17, 3), (2, 1, 8, 8, 32, 32)]  # S, B, H, W, Cin, Cout
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDING = 1e-6  # of a float32 sum of at most 9 * 32 products, a whole vector's
 ROUNDING_TF32 = 5e-4  # of one operand rounded to 11 bits, the most the interpreter rounds
 
@@ -21,9 +22,9 @@ def samples(shape, seed=0):
     a, a_dot = torch.randn(2, students, images, height, width, c_in, generator=make)
     gz, gz_dot = torch.randn(2, students, images, height, width, c_out, generator=make)
     count = 9 * c_in * c_out
-    packed = torch.randn(students, 2 * count + 5, generator=make)
+    packed = torch.randn(students, 2 * count + 5, generator=make).to(DEVICE)
     w, w_dot = (packed[:, i : i + count].view(students, 3, 3, c_in, c_out) for i in (1, count + 3))
-    return a, a_dot, w, w_dot, gz, gz_dot
+    return [t.to(DEVICE) for t in (a, a_dot, w, w_dot, gz, gz_dot)]
 
 
 def truth(a, w):
@@ -38,12 +39,13 @@ def truth(a, w):
 
 def truth_transposed(gz, w):
     """The input gradient in float64."""
-    like = torch.zeros(*gz.shape[:-1], w.shape[3], dtype=torch.float64, requires_grad=True)
+    like = torch.zeros(*gz.shape[:-1], w.shape[3], dtype=torch.float64, device=DEVICE)
+    like.requires_grad_()
     return torch.autograd.grad(truth(like, w), like, gz.double())[0]
 
 
 def unwritten(*shape):
-    return torch.full(shape, torch.nan)
+    return torch.full(shape, torch.nan, device=DEVICE)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -104,7 +106,8 @@ def test_tf32_rounds_weights_to_nearest():
 
 
 def test_not_a_number_survives_rounding():
-    w = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32).expand(1, 3, 3, 1, 1)
+    w = torch.tensor([0x7FFFFFFF], dtype=torch.int32, device=DEVICE)
+    w = w.view(torch.float32).expand(1, 3, 3, 1, 1)
     for precision in ("tf32", "bf16"):
         assert laid_out([w.contiguous()], precision).isnan().all()
 
