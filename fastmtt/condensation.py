@@ -17,6 +17,7 @@ from fastmtt.gradmatch import match_gradients
 from fastmtt.inner_networks import InnerNetworks
 from fastmtt.objective import Setting, Told
 from fastmtt.run import State
+from fastmtt.smoothing import MovingAverage
 from fastmtt.student import initial_weights
 from fastmtt.synthetic import Synthetic, class_rows
 from fastmtt.turns import Turns
@@ -33,7 +34,7 @@ class Condensation:
         rate: the images' learning rate: lr_img, in proportion to ipc and to an image's area.
     """
 
-    average = None
+    average: MovingAverage | None = None
     rates = "lr_img"
 
     def __init__(self, setting: Setting) -> None:
