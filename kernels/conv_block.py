@@ -197,8 +197,6 @@ def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
             tile(pixels, 16, 16, 8, 1),
             tile(pixels, 16, 32, 8, 1),
             tile(pixels, 8, 16, 8, 1),
-            tile(pixels, 32, 16, 16, 1),
-            tile(pixels, 32, 32, 16, 1),
         ]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 

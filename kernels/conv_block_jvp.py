@@ -280,15 +280,9 @@ def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Conf
 def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
-        return [tile(max(area, 128), 8, 1, 16, 1)]
+        return [tile(max(area, 128), 8, 1, 16, 1, capability=90)]
     if c_in <= FEW:
-        pixels = max(area, 128)
-        return [
-            tile(pixels, 8, 16, 8, 1),
-            tile(pixels, 8, 32, 8, 1),
-            tile(pixels, 16, 16, 16, 1),
-            tile(pixels, 16, 32, 16, 1),
-        ]
+        return [tile(max(area, 128), 8, 16, 8, 1), tile(max(area, 128), 8, 32, 8, 1)]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 

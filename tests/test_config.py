@@ -200,7 +200,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, config: Any) -> None:
         (["--labels", "given"], "labels is given, wanted hard, soft or teacher"),
         (["--keep", "most"], "keep is most, wanted all, loss or depth"),
         (["--remove_strategy", "both"], "remove_strategy is both, wanted hard or easy"),
-        (["--method", "idc"], "method 'idc' is not known; known: mtt, ftd, tesla, datm, pad"),
+        (["--method", "dream"], "method 'dream' is not known; known: mtt, ftd, tesla, datm, pad"),
         (["--threads", "2000"], "threads is 2000, wanted a number at least 1 and at most 1024"),
         (["--seed", "-1"], "seed is -1, wanted a number at least 0"),
         (
@@ -321,7 +321,7 @@ def test_help_names_where_keys_come_from(capsys: pytest.CaptureFixture[str]) -> 
     text = " ".join(capsys.readouterr().out.split())
     assert "--syn_steps SYN_STEPS The student's steps from the start [MTT]. (type: int" in text
     assert "--min_start_epoch MIN_START_EPOCH First epoch a segment may start at [DATM]." in text
-    assert "DATM (2310.05773), PAD (2408.03360); without one it is fastmtt's own" in text
+    assert "PDD (2310.06982), IDC (2205.14959); without one it is fastmtt's own" in text
     assert "experts: --buffer_path" in text
 
 
