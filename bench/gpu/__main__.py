@@ -122,7 +122,11 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument("--epochs", type=int, default=21, help="of each expert")
     group.add_argument("--iterations", type=int, default=5000)
     group.add_argument("more", nargs="*", help="after --: further flags of fastmtt.distill")
-    arguments = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    dashes = given.index("--") if "--" in given else len(given)
+    # cut by hand: argparse takes what follows only where no option stands before it
+    arguments = parser.parse_args(given[:dashes])
+    arguments.more = given[dashes + 1 :]
     if arguments.images is not None and not arguments.images.is_file():
         parser.error(f"--images: there is no file {arguments.images}")
 

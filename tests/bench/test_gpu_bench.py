@@ -221,3 +221,15 @@ def test_a_call_runs_its_section_and_leaves_a_table(tmp_path, monkeypatch):
 def test_section_real_asks_for_images(tmp_path):
     command.main([str(tmp_path), "--only", "real"])
     assert "--images" in (tmp_path / "results.jsonl").read_text()
+
+
+def test_what_follows_the_dashes_is_for_the_command(tmp_path, monkeypatch):
+    plans = []
+    monkeypatch.setattr(real, "run", lambda plan, *_: plans.append(plan) or [])
+    images = tmp_path / "cifar10.npz"
+    images.touch()
+    flags = ["--eval_it", "50", "--zca", "false"]
+    given = [str(tmp_path), "--only", "real", "--images", str(images), "--", *flags]
+    command.main(given)
+    (plan,) = plans
+    assert list(plan.more) == flags and plan.command()[-4:] == flags
