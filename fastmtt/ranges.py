@@ -24,6 +24,7 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("res", "current_max_start_epoch", "expansion_end_epoch"), 1),
     "Label_Model_Timestamp": -(2**31),
     "networks": 1,
+    "num_val": 1,
     "score_epochs": 0,
 }
 _ABOVE = {"lr_teacher", "expert_lr", "lr", "threshold", "init_ratio"}
