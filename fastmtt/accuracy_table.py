@@ -79,9 +79,12 @@ def by_network(rows: list[Row], heading: str) -> str:
 
 def _columns(rows: list[Row]) -> list[str]:
     """The accuracies of each row, under their names."""
-    names = {"accuracy": [row.test for row in rows], "held out": [row.held_out for row in rows]}
-    names["best on the way"] = [row.best for row in rows]
-    shown = {name: column for name, column in names.items() if any(column)}
+    columns: dict[str, list[PerCent | None]] = {
+        "accuracy": [row.test for row in rows],
+        "held out": [row.held_out for row in rows],
+        "best on the way": [row.best for row in rows],
+    }
+    shown = {name: column for name, column in columns.items() if any(column)}
     head = "".join(f"{name:>16}  " for name in shown)
     lines = zip(*shown.values(), strict=True)
     return [head, *("".join(f"{_in_words(one):>16}  " for one in line) for line in lines)]

@@ -64,7 +64,11 @@ class Distillation:
         self.student = make_student(self.network, dataset.image_shape, precision=config.precision)
         self.matcher = make_matcher(config, self.network, self.student.size, self.plan)
         self.protocol = make_protocol(
-            "mtt", config, dataset, networks=config.num_eval, epochs=config.epoch_eval_train
+            config.protocol,
+            config,
+            dataset,
+            networks=config.num_eval,
+            epochs=config.epoch_eval_train,
         )
         self._learn()
         self.first_iteration = stage.number * (config.Iteration + 1)

@@ -161,8 +161,8 @@ def in_groups(
                 theta = start[group.to(start.device)]
             theta, tested = train_all(network, theta, group, meter.step)
             scores = _scores(theta, network, dataset)
-            best = torch.stack([*tested, scores.test]).amax(0) if tested else None
-            kept[name] = scores._replace(seconds=monotonic() - begun, best=best)
+            highest = torch.stack([*tested, scores.test]).amax(0) if tested else None
+            kept[name] = scores._replace(seconds=monotonic() - begun, best=highest)
     parts = [kept[name] for name in names]
     held_out = [part.held_out for part in parts if part.held_out is not None]
     best = [part.best for part in parts if part.best is not None]

@@ -11,7 +11,7 @@ import torch
 from compare import assert_close
 from tolerances import FORMULA
 
-from fastmtt import draws, evaluate, evaluation
+from fastmtt import FastmttError, distill, draws, evaluate, evaluation
 from fastmtt.config import to_yaml
 from fastmtt.data import load
 from fastmtt.diffaug import DiffAug
@@ -182,3 +182,32 @@ def test_when_a_network_is_tested_by_hand():
 
     assert tested(1000, 4) == (250, 500, 750) and tested(1000, 1) == ()
     assert make_protocol("mtt", BaseConfig(), dataset, networks=1, epochs=9).validations == ()
+
+
+def test_a_distillation_by_idcs_protocol_tells_what_the_command_tells(tmp_path):
+    flags = (
+        f"--dataset digits --data_path {tmp_path} --model ConvNetD1W8 --threads 1 --num_experts 1 "
+        f"--expert_epochs 1 --max_start_epoch 1 --syn_steps 1 --Iteration 1 --eval_it 1 "
+        f"--buffer_path {tmp_path}/b --save_path {tmp_path}/s --run_name r --num_eval 2 "
+        "--epoch_eval_train 3 --protocol idc"
+    )
+    distill.main(flags.split())
+    (file,) = tmp_path.rglob("distilled_last.safetensors")
+    lines = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
+    during = [line["accuracy"] for line in lines if "accuracy" in line]
+    how = "--threads 1 --num_eval 2 --epoch_eval_train 3 --which last --protocol"
+    told = {}
+    for protocol in ("idc", "mtt"):
+        evaluate.main([str(file.parent), *how.split(), protocol])
+        last = (file.parent / "metrics.jsonl").read_text().splitlines()[-1]
+        told[protocol] = json.loads(last)["accuracy"]
+    assert during[-1] == told["idc"] != told["mtt"]
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [({"num_intervals": 2}, "trains on one set"), ({"batch_train": 32}, "batches of 64")],
+)
+def test_a_distillation_by_idcs_protocol_refuses_what_it_is_not(other, says):
+    with pytest.raises(FastmttError, match=says):
+        DistillConfig(protocol="idc", **other)
