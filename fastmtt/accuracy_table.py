@@ -17,6 +17,7 @@ class Row:
     Attributes:
         test: accuracy on test images.
         held_out: on held-out ones, or None where there are none.
+        best: the best on test images while training, or None where only the end is tested.
         seconds: what training and testing took.
     """
 
@@ -36,6 +37,7 @@ class Row:
         self.note = f"lr {lr:.4g}" + (f", {note}" if note else "")
         self.test = _per_cent(scores.test)
         self.held_out = None if scores.held_out is None else _per_cent(scores.held_out)
+        self.best = None if scores.best is None else _per_cent(scores.best)
 
     def record(self) -> dict[str, Any]:
         """The line for ``metrics.jsonl``."""
@@ -49,39 +51,43 @@ class Row:
             "model": self.model,
             "seconds": self.seconds,
         }
-        if self.held_out is not None:
-            found |= {
-                "held_out_accuracy": self.held_out[0],
-                "held_out_accuracy_std": self.held_out[1],
-            }
+        for name, more in {"held_out": self.held_out, "best": self.best}.items():
+            if more is not None:
+                found |= {f"{name}_accuracy": more[0], f"{name}_accuracy_std": more[1]}
         return found
 
 
 def by_set(rows: list[Row], heading: str) -> str:
     """One network's accuracies, by what it was trained on, as aligned text."""
-    held_out = any(row.held_out for row in rows)
-    column = f"{'held out':>16}  " if held_out else ""
-    head = f"{'trained on':<30}{'images':>8}  {'accuracy':>16}  {column}{'networks':>8}"
-    lines = [heading, head]
-    for row in rows:
-        column = f"{_in_words(row.held_out):>16}  " if held_out else ""
-        accuracy = f"{_in_words(row.test):>16}"
-        line = f"{row.name:<30}{row.images:>8}  {accuracy}  {column}{row.networks:>8}  {row.note}"
+    head, *columns = _columns(rows)
+    lines = [heading, f"{'trained on':<30}{'images':>8}  {head}{'networks':>8}"]
+    for row, column in zip(rows, columns, strict=True):
+        line = f"{row.name:<30}{row.images:>8}  {column}{row.networks:>8}  {row.note}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
 
 def by_network(rows: list[Row], heading: str) -> str:
     """One set's accuracies, by the network that was trained on it, as aligned text."""
-    held_out = any(row.held_out for row in rows)
-    column = f"{'held out':>16}  " if held_out else ""
+    head, *columns = _columns(rows)
     width = max(len("network"), *(len(row.model) for row in rows))
-    lines = [heading, f"{'network':<{width}}  {'accuracy':>16}  {column}{'seconds':>8}"]
-    for row in rows:
-        column = f"{_in_words(row.held_out):>16}  " if held_out else ""
-        accuracy = f"{_in_words(row.test):>16}"
-        lines.append(f"{row.model:<{width}}  {accuracy}  {column}{row.seconds:>8.1f}")
+    lines = [heading, f"{'network':<{width}}  {head}{'seconds':>8}"]
+    for row, column in zip(rows, columns, strict=True):
+        lines.append(f"{row.model:<{width}}  {column}{row.seconds:>8.1f}")
     return "\n".join(lines)
+
+
+def _columns(rows: list[Row]) -> list[str]:
+    """The accuracies of each row, under their names."""
+    columns: dict[str, list[PerCent | None]] = {
+        "accuracy": [row.test for row in rows],
+        "held out": [row.held_out for row in rows],
+        "best on the way": [row.best for row in rows],
+    }
+    shown = {name: column for name, column in columns.items() if any(column)}
+    head = "".join(f"{name:>16}  " for name in shown)
+    lines = zip(*shown.values(), strict=True)
+    return [head, *("".join(f"{_in_words(one):>16}  " for one in line) for line in lines)]
 
 
 def _per_cent(accuracies: Tensor) -> PerCent:

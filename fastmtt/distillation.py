@@ -48,7 +48,11 @@ class Distillation:
         )
         self.student = make_student(self.network, dataset.image_shape, precision=config.precision)
         self.protocol = make_protocol(
-            "mtt", config, dataset, networks=config.num_eval, epochs=config.epoch_eval_train
+            config.protocol,
+            config,
+            dataset,
+            networks=config.num_eval,
+            epochs=config.epoch_eval_train,
         )
         self.count = stage.frozen + len(self.set.images)
         setting = Setting(

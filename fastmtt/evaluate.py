@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
             epochs=asked.epoch_eval_train,
             batch_train=asked.batch_train,
             lr=asked.lr,
+            num_val=asked.num_val,
         )
         synthetic = load_set(asked, subject, dataset)
         stages = load_stages(asked, subject, dataset)

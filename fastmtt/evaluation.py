@@ -34,11 +34,14 @@ class Scores(NamedTuple):
         test: accuracies on test images, float64 [networks].
         held_out: accuracies on held-out training images [networks], or None where there are none.
         seconds: what training and testing them took.
+        best: the best of each one's accuracies on test images, the last and those on the way to it
+            [networks], or None where the protocol tests but once.
     """
 
     test: Tensor
     held_out: Tensor | None
     seconds: float = 0.0
+    best: Tensor | None = None
 
 
 Kept = MutableMapping[str, Scores]
@@ -78,11 +81,20 @@ def evaluate(
 
     def train_all(
         network: Network, theta: Tensor, group: Tensor, after_step: Callable[[], None]
-    ) -> Tensor:
+    ) -> tuple[Tensor, list[Tensor]]:
+        tested: list[Tensor] = []
+
+        def validate(done: int, now: Tensor, _: Tensor | None) -> None:
+            if done in protocol.validations:
+                tested.append(accuracy(network, now, dataset.test_images, dataset.test_labels))
+
         for draws, given in sets.items():
+            tested.clear()
             members, own = group.tolist(), given.of(group)
-            theta = trained_on(network, theta, own, lr, protocol, draws, members, after_step)
-        return theta
+            theta = trained_on(
+                network, theta, own, lr, protocol, draws, members, after_step, validate
+            )
+        return theta, tested
 
     return in_groups(
         dataset,
@@ -106,7 +118,7 @@ def epoch_steps(examples: Examples, protocol: Protocol) -> int:
 def in_groups(
     dataset: DataSet,
     protocol: Protocol,
-    train_all: Callable[[Network, Tensor, Tensor, Callable[[], None]], Tensor],
+    train_all: Callable[[Network, Tensor, Tensor, Callable[[], None]], tuple[Tensor, list[Tensor]]],
     *,
     examples: Examples,
     steps: int,
@@ -122,7 +134,7 @@ def in_groups(
         dataset: gives the images to test on.
         protocol: gives the networks.
         train_all: trains some: of a network, weights [S,P], numbers [S] and what to call after
-            every step, the trained weights.
+            every step, the trained weights and the test accuracies [S] on the way.
         examples: a set like those to train on: what fits side by side is measured with it.
         steps: that ``train_all`` takes.
         what: names the draws of initial weights.
@@ -147,15 +159,18 @@ def in_groups(
                 theta = _fresh(dataset, protocol, what, group.tolist())
             else:
                 theta = start[group.to(start.device)]
-            theta = train_all(network, theta, group, meter.step)
+            theta, tested = train_all(network, theta, group, meter.step)
             scores = _scores(theta, network, dataset)
-            kept[name] = scores._replace(seconds=monotonic() - begun)
+            highest = torch.stack([*tested, scores.test]).amax(0) if tested else None
+            kept[name] = scores._replace(seconds=monotonic() - begun, best=highest)
     parts = [kept[name] for name in names]
     held_out = [part.held_out for part in parts if part.held_out is not None]
+    best = [part.best for part in parts if part.best is not None]
     return Scores(
         torch.cat([part.test for part in parts]),
         torch.cat(held_out) if held_out else None,
         sum(part.seconds for part in parts),
+        torch.cat(best) if best else None,
     )
 
 
@@ -189,6 +204,7 @@ def trained_on(
     what: str,
     members: list[int],
     after_step: Callable[[], None],
+    validate: Callable[[int, Tensor, Tensor | None], None] | None = None,
 ) -> Tensor:
     """Weights [S,P] of some of the networks, trained side by side by the protocol."""
     lrs = [lr[m] for m in members] if isinstance(lr, list) else [lr] * len(members)
@@ -203,6 +219,7 @@ def trained_on(
             what=what,
             members=members,
             after_step=after_step,
+            after_epoch=validate if protocol.validations else None,
         )
 
 

@@ -18,7 +18,7 @@ from fastmtt.evaluation import Scores
 from fastmtt.files import one_line, replacing
 from fastmtt.progress import say
 
-KIND = "fastmtt evaluation 2"
+KIND = "fastmtt evaluation 3"
 _PART = 4096  # images hashed at a time
 
 
@@ -53,8 +53,8 @@ class KeptScores(UserDict[str, Scores]):
     def __setitem__(self, name: str, scores: Scores) -> None:
         self.data[name] = scores
         rows = {
-            key: [_numbers(value.test), _numbers(value.held_out), value.seconds]
-            for key, value in self.data.items()
+            key: [_numbers(some.test), _numbers(some.held_out), some.seconds, _numbers(some.best)]
+            for key, some in self.data.items()
         }
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps({"format": KIND, "scores": rows}), encoding="utf-8")
@@ -99,10 +99,13 @@ def _numbers(accuracies: Tensor | None) -> list[float] | None:
     return None if accuracies is None else accuracies.tolist()
 
 
-def _scores(test: list[float], held_out: list[float] | None, seconds: float) -> Scores:
-    tests, held = (
-        None if row is None else torch.tensor(row, dtype=torch.float64) for row in (test, held_out)
+def _scores(
+    test: list[float], held_out: list[float] | None, seconds: float, best: list[float] | None
+) -> Scores:
+    tests, held, bests = (
+        None if row is None else torch.tensor(row, dtype=torch.float64)
+        for row in (test, held_out, best)
     )
     if tests is None or tests.dim() != 1:
         raise ValueError("its scores are no lists of numbers")
-    return Scores(tests, held, float(seconds))
+    return Scores(tests, held, float(seconds), bests)

@@ -54,6 +54,11 @@ class Protocol:
         """Epochs a network is trained for."""
         return self.epochs + 1
 
+    @property
+    def validations(self) -> tuple[int, ...]:
+        """Numbers of epochs done at which a network is tested, but for the end."""
+        return ()
+
     def rate(self, learned: float) -> float:
         """The learning rate on a distilled set that comes with this one."""
         return learned
@@ -84,15 +89,22 @@ class IDCProtocol(Protocol):
     Attributes:
         classes: K.
         lr: learning rate, whatever a set comes with.
+        num_val: how often a network is tested, evenly over its epochs, the last time at the end.
     """
 
     classes: int = 0
     lr: float = IDC_LR
+    num_val: int = 1
 
     @property
     def length(self) -> int:
         """See :class:`Protocol`."""
         return self.epochs
+
+    @property
+    def validations(self) -> tuple[int, ...]:
+        """See :class:`Protocol`."""
+        return tuple(self.epochs * part // self.num_val for part in range(1, self.num_val))
 
     def rate(self, learned: float) -> float:
         """See :class:`Protocol`."""
@@ -124,6 +136,7 @@ def make_protocol(
     epochs: int,
     batch_train: int | None = None,
     lr: float | None = None,
+    num_val: int = 1,
 ) -> Protocol:
     """The protocol of a configuration.
 
@@ -135,6 +148,7 @@ def make_protocol(
         epochs: ``epoch_eval_train``.
         batch_train: images a step; None for the configuration's own, or IDC's 64.
         lr: learning rate of IDC's; None for its 0.01.
+        num_val: how often IDC's tests a network.
 
     Raises:
         FastmttError: IDC's is asked for images that it augments in another way, or for no epochs.
@@ -164,4 +178,5 @@ def make_protocol(
         graph=not config.no_graph,
         classes=len(dataset.classes),
         lr=IDC_LR if lr is None else lr,
+        num_val=num_val,
     )

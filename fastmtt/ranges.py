@@ -28,6 +28,7 @@ _LEAST: dict[str, float] = {
     "pt_from": -1,
     "Label_Model_Timestamp": -(2**31),
     "networks": 1,
+    "num_val": 1,
     "score_epochs": 0,
 }
 _ABOVE = {"lr_teacher", "expert_lr", "lr", "threshold", "init_ratio", "net_lr", "beta"}

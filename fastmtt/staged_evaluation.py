@@ -48,7 +48,7 @@ def evaluate_stages(
 
     def train_all(
         network: Network, theta: Tensor, group: Tensor, after_step: Callable[[], None]
-    ) -> Tensor:
+    ) -> tuple[Tensor, list[Tensor]]:
         members, velocity = group.tolist(), None
 
         def keep(_: int, __: Tensor, momentum: Tensor | None) -> None:
@@ -77,7 +77,7 @@ def evaluate_stages(
                     after_epoch=keep,
                     after_step=after_step,
                 )
-        return theta
+        return theta, []
 
     return in_groups(
         dataset,

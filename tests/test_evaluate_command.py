@@ -314,7 +314,7 @@ def test_what_another_evaluation_left_is_not_taken_up(
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{}", '{"format": "x"}', '{"scores": 3}', "\0\1"]
-    + [f'{{"format": "fastmtt evaluation 2", "scores": {x}}}' for x in ("3", '{"a": [1]}')],
+    + [f'{{"format": "fastmtt evaluation 3", "scores": {x}}}' for x in ("3", '{"a": [1]}')],
 )
 def test_a_damaged_left_over_is_refused(run, ended, capsys, content):
     ended.write_text(content)

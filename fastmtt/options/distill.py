@@ -26,6 +26,8 @@ class DistillConfig(CondenseConfig):
         eval_it: Outer iterations between evaluations [MTT].
         num_eval: Networks trained in an evaluation [MTT].
         epoch_eval_train: Number of the last epoch of an evaluation, counted from 0 [MTT].
+        protocol: How an evaluation's networks are trained: mtt as in the trajectory-matching
+            family, idc as in IDC, by CutMix, its augmentation, lr 0.01 and batches of 64 [IDC].
         lr_img: Learning rate of the distilled images [MTT].
         lr_lr: Learning rate of the student's learning rate [MTT].
         lr_teacher: The student's learning rate at the start; distillation learns it [MTT].
@@ -101,7 +103,8 @@ class DistillConfig(CondenseConfig):
         "loss_ratio depth_ratio no_aug gradient legacy_scale segments rng memory",
         "matching gradients": GRADIENTS,
         "networks whose gradients are matched": INNER_NETWORKS,
-        "evaluation": "eval_it num_eval epoch_eval_train skip_first_eva ema_eval published",
+        "evaluation": "eval_it protocol num_eval epoch_eval_train skip_first_eva ema_eval "
+        "published",
         "run": f"save_path run_name resume logger project {MACHINE}",
     }
 
@@ -110,6 +113,7 @@ class DistillConfig(CondenseConfig):
     eval_it: int = 100
     num_eval: int = 5
     epoch_eval_train: int = 1000
+    protocol: Literal["mtt", "idc"] = "mtt"
     lr_img: float = 1000.0
     lr_lr: float = 1e-5
     lr_teacher: float = 0.01
@@ -339,4 +343,17 @@ class DistillConfig(CondenseConfig):
             )
         if self.ema_eval == "released" and self.ema_decay is None:
             return "ema_eval is released, but no ema_decay averages the images; set ema_decay"
+        return self._protocol_at_odds()
+
+    def _protocol_at_odds(self) -> str:
+        if self.protocol == "idc" and self.num_intervals > 1:
+            return (
+                f"protocol is idc, which trains on one set, but num_intervals is "
+                f"{self.num_intervals}; set protocol to mtt"
+            )
+        if self.protocol == "idc" and self.batch_train != type(self).batch_train:
+            return (
+                f"batch_train is {self.batch_train}, but protocol idc trains by batches of 64; "
+                "leave it out, or set protocol to mtt"
+            )
         return ""

@@ -49,6 +49,8 @@ class EvaluateConfig:
             epochs [MTT].
         protocol: How networks are trained: mtt as in the trajectory-matching family, idc as in IDC,
             by CutMix, its augmentation and lr 0.01 unless lr is given [IDC].
+        num_val: Tests of a network by protocol idc, evenly over its epochs; the best is told beside
+            the last [IDC].
         factor: Of IDC's file in data_dir, cells on a side of a stored image [IDC].
         compare: Train on as many random real images and on all real images as well.
         stage_init: Of a staged run, whose networks are trained on one stage's images after
@@ -62,7 +64,8 @@ class EvaluateConfig:
         "distilled images": "run which data_dir label_dir lr_dir lr factor",
         "data": DATA,
         "network and its batches": NETWORK,
-        "evaluation": "eval_mode model_eval protocol num_eval epoch_eval_train stage_init compare",
+        "evaluation": "eval_mode model_eval protocol num_val num_eval epoch_eval_train stage_init "
+        "compare",
         "run": f"{MACHINE} resume",
     }
 
@@ -92,6 +95,7 @@ class EvaluateConfig:
     num_eval: int = 5
     epoch_eval_train: int = 1000
     protocol: Literal["mtt", "idc"] = "mtt"
+    num_val: int = 4
     factor: int = 1
     compare: bool = False
     stage_init: Literal["fresh", "released"] = "fresh"
@@ -121,6 +125,11 @@ class EvaluateConfig:
             raise FastmttError(
                 "protocol idc trains at lr 0.01 whatever a set was distilled with; leave out "
                 "lr_dir, or give lr"
+            )
+        if self.protocol != "idc" and self.num_val != type(self).num_val:
+            raise FastmttError(
+                f"num_val is {self.num_val}, but protocol {self.protocol} tests a network once, at "
+                "the end; leave it out, or set protocol to idc"
             )
         if self.factor != 1 and self.data_dir is None:
             raise FastmttError(
