@@ -351,7 +351,7 @@ class DistillConfig(CondenseConfig):
                 f"protocol is idc, which trains on one set, but num_intervals is "
                 f"{self.num_intervals}; set protocol to mtt"
             )
-        if self.protocol == "idc" and self.batch_train != type(self).batch_train:
+        if self.protocol == "idc" and self.batch_train not in (type(self).batch_train, 64):
             return (
                 f"batch_train is {self.batch_train}, but protocol idc trains by batches of 64; "
                 "leave it out, or set protocol to mtt"
