@@ -145,7 +145,7 @@ def _train_on_all(
         lrs = (evaluation.REAL_LR, lr)
         scores, better = evaluation.evaluate_random(dataset, ipc, lrs, protocol, kept)
         count = ipc * len(dataset.classes)
-        note = "the better of two"
+        note = "the better of two" if lr != evaluation.REAL_LR else ""
         rows.append(Row("random real images", model, count, scores, better, note, protocol.epochs))
         scores = evaluation.evaluate_real(dataset, protocol, REAL_STEPS, kept)
         count, lr = len(dataset.train_images), evaluation.REAL_LR

@@ -112,6 +112,7 @@ class IDCProtocol(Protocol):
 
     def recipe(self, examples: Examples, lrs: list[float]) -> Recipe:
         """See :class:`Protocol`."""
+        passed = 2 * self.epochs // 3, 5 * self.epochs // 6
         return Recipe(
             epochs=self.length,
             batch_size=min(self.batch_train, examples.count),
@@ -122,7 +123,7 @@ class IDCProtocol(Protocol):
             precision=self.precision,
             graph=self.graph,
             cutmix=CutMix(self.classes, chance=_CUTMIX_CHANCE),
-            milestones=(2 * self.epochs // 3, 5 * self.epochs // 6),
+            milestones=tuple(done for done in passed if done),  # a single epoch keeps the rate
             gamma=0.2,
         )
 
@@ -160,8 +161,9 @@ def make_protocol(
         return Protocol(config.model, networks, epochs, batch, augment, *machine)
     if max(dataset.image_shape[1:]) > _SMALL:
         raise FastmttError(
-            f"protocol idc is made for images of up to {_SMALL} pixels a side, {dataset.name} has "
-            f"{dataset.image_shape[1]}x{dataset.image_shape[2]}; set protocol to mtt"
+            f"protocol idc is built for images of up to {_SMALL} pixels a side, not for what IDC "
+            f"does with ImageNet's, and {dataset.name} has {dataset.image_shape[1]}x"
+            f"{dataset.image_shape[2]}; lower res, or set protocol to mtt"
         )
     if epochs < 1:
         raise FastmttError("protocol idc trains for epoch_eval_train epochs, got 0; give 1 or more")

@@ -211,3 +211,11 @@ def test_a_distillation_by_idcs_protocol_tells_what_the_command_tells(tmp_path):
 def test_a_distillation_by_idcs_protocol_refuses_what_it_is_not(other, says):
     with pytest.raises(FastmttError, match=says):
         DistillConfig(protocol="idc", **other)
+
+
+def test_random_images_at_the_one_rate_there_is_are_told_so(run, capsys):
+    evaluate.main([str(run), *RUN.split(), "--compare"])
+    lines = {line[:30].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert lines["random real images"].rstrip().endswith("lr 0.01")
+    for name in ("distilled set (best)", "random real images", "all real training images"):
+        assert lines[name].count("±") == 2, "the last and the best"

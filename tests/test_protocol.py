@@ -29,6 +29,8 @@ def test_idcs_recipe_by_hand():
     assert (recipe.epochs, recipe.batch_size, recipe.momentum) == (1000, 64, 0.9)
     assert (recipe.weight_decay, recipe.milestones, recipe.gamma) == (5e-4, (666, 833), 0.2)
     assert recipe.cutmix == CutMix(4, chance=0.5) and recipe.decay_after is None
+    once = idc(epochs=1).recipe(Examples(torch.zeros(9, 3, 32, 32), torch.zeros(9).long()), [0.01])
+    assert once.milestones == (), "a single epoch is trained at the rate itself"
     assert protocol.length == 1000 and protocol.rate(0.7) == 0.01
 
 
@@ -55,6 +57,8 @@ def test_mtts_goes_by_the_configuration_and_the_learned_rate():
 def test_what_idcs_does_not_serve_is_refused():
     with pytest.raises(FastmttError, match="up to 64 pixels"):
         idc("ImageNet", 128)
+    with pytest.raises(FastmttError, match="what IDC does with ImageNet's"):
+        idc("ImageNet", 224)
     with pytest.raises(FastmttError, match="got 0"):
         idc(epochs=0)
     with pytest.raises(FastmttError, match="leave out lr_dir"):
