@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def _check_precision(size: Match) -> dict[str, float]:
     """The precision rule on small matches of this width: equal to double backward in float64.
 
     In the match's precision no farther from it than twice PyTorch in the layout ours computes in,
-    by the median of five; in the relative error of the images' gradient, in bf16 in 1 - cosine.
+    by the median over seeds and classes, each a problem of its own: one flipped ReLU outweighs
+    rounding. It is the relative error of a class's images' gradient, in bf16 1 - cosine.
     """
     small = size._replace(real=2, synthetic=1)
     far = {"fp32": _relative, "bf16": one_minus_cosine}[size.precision]
@@ -68,11 +70,15 @@ def _check_precision(size: Match) -> dict[str, float]:
         wide, double = batches.to(torch.float64), small._replace(precision="fp32")
         truth = contender("naive", double, wide)()[1]
         exact.append(_relative(contender("ours", double, wide)()[1], truth))
-        errors.append(far(contender("ours", small, batches)()[1].double(), truth))
-        naive = contender("naive", small, batches, channels_last=True)()[1]
-        torch_errors.append(far(naive.double(), truth))
-    error, torch_error = (sorted(found)[SEEDS // 2] for found in (errors, torch_errors))
-    found = {"float64": max(exact), "error": error, "torch_error": torch_error}
+        ours = contender("ours", small, batches)()[1].double()
+        naive = contender("naive", small, batches, channels_last=True)()[1].double()
+        errors += [far(*pair) for pair in zip(ours, truth, strict=True)]
+        torch_errors += [far(*pair) for pair in zip(naive, truth, strict=True)]
+    found = {
+        "float64": max(exact),
+        "error": median(errors),
+        "torch_error": median(torch_errors),
+    }
     assert found["float64"] <= EXACT, f"{small}: {found}"
     assert found["error"] <= 2 * found["torch_error"], f"{small}: {found}"
     return found
