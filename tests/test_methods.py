@@ -103,9 +103,11 @@ def test_gradients_at_snapshots_of_experts(tmp_path):
 
 @pytest.mark.slow
 def test_matched_gradients_beat_random_real_images(tmp_path):
-    """As many stored images; on digits, at the size of half a minute."""
-    run = distilled(tmp_path, "idc", f"{GRADIENTS} --ipc 2 --Iteration 9 --eval_it 20")
-    evaluate.main([str(run), "--compare", "--num_eval", "3", "--epoch_eval_train", "200"])
+    """As many stored images, by the configuration that `make methods` runs."""
+    cfg = Path(__file__).parents[1] / "configs" / "idc" / "digits_ipc1.yaml"
+    distill.main(["--cfg", str(cfg), "--save_path", str(tmp_path), "--run_name", "run"])
+    run = tmp_path / "digits" / "1" / "ConvNetD2W32" / "run"
+    evaluate.main([str(run), "--compare"])
     found = {record["evaluated"].partition(" (")[0]: record for record in records(run)[-3:]}
     ours, random = found["distilled set"], found["random real images"]
     assert ours["accuracy"] - ours["accuracy_std"] > random["accuracy"] + random["accuracy_std"]
