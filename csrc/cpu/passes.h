@@ -55,92 +55,110 @@ struct Passes {
   using Row = Panel<T>;
   static constexpr int64_t kLength = Row::kLength;
 
-  // A panel's pixels lie a whole pixel apart in an image [H,W,C], too far for the processor to see
-  // what comes next: it is told.
-  static constexpr int64_t kAhead = 16;
-  FASTMTT_INLINE_HERE static Row take(
-      const Grid& g, const T* image, int64_t count, int64_t y, int64_t x) {
-    const T* pixel = image + (y * g.width + x) * g.out;
-    __builtin_prefetch(pixel + kAhead * g.out);
-    return Row::load(pixel, count);
-  }
-  FASTMTT_INLINE_HERE static void give(
-      const Grid& g, const Row& value, T* image, int64_t count, int64_t y, int64_t x) {
-    T* pixel = image + (y * g.width + x) * g.out;
-    __builtin_prefetch(pixel + kAhead * g.out, 1);
-    value.store(pixel, count);
-  }
-
-  FASTMTT_INLINE_HERE static Row at(const Grid& g, const T* panel, int64_t y, int64_t x) {
-    return Row::load(panel + (y * g.width + x) * kLength);
-  }
-  FASTMTT_INLINE_HERE static int64_t pooled_at(const Grid& g, int64_t y, int64_t x) {
-    return (y / 2 * g.pooled_width() + x / 2) * g.out;
-  }
-
-  // work(x, chain) for the pixels of a row, in two chains.
-  template <typename Work>
-  FASTMTT_INLINE_HERE static void for_row(int64_t width, const Work& work) {
-    for (int64_t x = 0; x + 1 < width; x += 2) {
-      work(x, 0);
-      work(x + 1, 1);
+  // Where a pixel lies in a panel [pixel][lane] and in an image [H,W,C].
+  struct Pixel {
+    int64_t panel, image;
+    FASTMTT_INLINE_HERE Pixel after(const Pixel& step) const {
+      return {panel + step.panel, image + step.image};
     }
-    if (width % 2 == 1) work(width - 1, 0);
+  };
+  FASTMTT_INLINE_HERE static Pixel pixels(const Grid& g, int64_t count) {
+    return {count * kLength, count * g.out};
   }
 
-  // pool(y, x) for the first of every pool's four pixels, rest(y, x) for pixels in no pool.
+  // A panel's pixels lie a whole pixel apart in an image, too far for the processor to see what
+  // comes next: it is told.
+  static constexpr int64_t kAhead = 16;
+  template <typename Count>
+  FASTMTT_INLINE_HERE static Row take(
+      const Grid& g, const T* image, Count count, const Pixel& at) {
+    __builtin_prefetch(image + at.image + kAhead * g.out);
+    return Row::load(image + at.image, count);
+  }
+  template <typename Count>
+  FASTMTT_INLINE_HERE static void give(
+      const Grid& g, const Row& value, T* image, Count count, const Pixel& at) {
+    __builtin_prefetch(image + at.image + kAhead * g.out, 1);
+    value.store(image + at.image, count);
+  }
+
+  // work(pixel, chain) for the pixels of row y, in two chains.
+  template <typename Work>
+  FASTMTT_INLINE_HERE static void for_row(const Grid& g, int64_t y, const Work& work) {
+    const Pixel one = pixels(g, 1), two = pixels(g, 2);
+    Pixel at = pixels(g, y * g.width);
+    for (int64_t x = 0; x + 1 < g.width; x += 2, at = at.after(two)) {
+      work(at, 0);
+      work(at.after(one), 1);
+    }
+    if (g.width % 2 == 1) work(at, 0);
+  }
+
+  // pool(its four pixels, its place) for every pool, rest(pixel) for pixels in none.
   template <typename Pool, typename Rest>
   FASTMTT_INLINE_HERE static void for_pools(const Grid& g, const Pool& pool, const Rest& rest) {
     const int64_t height = 2 * g.pooled_height(), width = 2 * g.pooled_width();
+    const Pixel one = pixels(g, 1), two = pixels(g, 2), row = pixels(g, g.width);
+    int64_t pooled = 0;
     for (int64_t y = 0; y < height; y += 2) {
-      for (int64_t x = 0; x < width; x += 2) pool(y, x);
+      Pixel at = pixels(g, y * g.width);
+      for (int64_t x = 0; x < width; x += 2, at = at.after(two), pooled += g.out) {
+        const Pixel below = at.after(row);
+        const Pixel four[4] = {at, at.after(one), below, below.after(one)};
+        pool(four, pooled);
+      }
     }
     for (int64_t y = 0; y < g.height; ++y) {
-      for (int64_t x = y < height ? width : 0; x < g.width; ++x) rest(y, x);
+      for (int64_t x = y < height ? width : 0; x < g.width; ++x) rest(pixels(g, y * g.width + x));
     }
   }
 
-  // add(y, x, pooled offset, sums) for the pixels that a pool reads.
+  // add(pixel, its pool's place, sums) for the pixels that a pool reads.
   template <int K, typename Add>
   FASTMTT_INLINE_HERE static void sum_pools(const Grid& g, Total<T>* totals, const Add& add) {
+    const Pixel one = pixels(g, 1), two = pixels(g, 2);
     for (int64_t y = 0; y < 2 * g.pooled_height(); ++y) {
       RowSums<T, K> sums;
-      int64_t pooled = pooled_at(g, y, 0);
-      for (int64_t x = 0; x < 2 * g.pooled_width(); x += 2, pooled += g.out) {
-        add(y, x, pooled, sums.chain[0]);
-        add(y, x + 1, pooled, sums.chain[1]);
+      Pixel at = pixels(g, y * g.width);
+      int64_t pooled = pooled_row(g, y);
+      for (int64_t x = 0; x < 2 * g.pooled_width(); x += 2, at = at.after(two), pooled += g.out) {
+        add(at, pooled, sums.chain[0]);
+        add(at.after(one), pooled, sums.chain[1]);
       }
       sums.add_to(totals);
     }
   }
 
-  // write(pixel's offset in a panel, pooled offset) where a pool reads, rest(offset) elsewhere
+  // write(pixel's place in a panel, its pool's place) where a pool reads, rest(place) elsewhere
   template <typename Write, typename Rest>
   FASTMTT_INLINE_HERE static void for_pixels(const Grid& g, const Write& write, const Rest& rest) {
     for (int64_t y = 0; y < g.height; ++y) {
       const int64_t pools = y < 2 * g.pooled_height() ? 2 * g.pooled_width() : 0;
-      int64_t pixel = y * g.width * kLength, pooled = pooled_at(g, y, 0);
+      int64_t at = y * g.width * kLength, pooled = pooled_row(g, y);
       int64_t x = 0;
-      for (; x < pools; x += 2, pixel += 2 * kLength, pooled += g.out) {
-        write(pixel, pooled);
-        write(pixel + kLength, pooled);
+      for (; x < pools; x += 2, at += 2 * kLength, pooled += g.out) {
+        write(at, pooled);
+        write(at + kLength, pooled);
       }
-      for (; x < g.width; ++x, pixel += kLength) rest(pixel);
+      for (; x < g.width; ++x, at += kLength) rest(at);
     }
   }
+  static int64_t pooled_row(const Grid& g, int64_t y) { return y / 2 * g.pooled_width() * g.out; }
 
   // A pixel of an image, copied to the panel that later passes read.
+  template <typename Count>
   FASTMTT_INLINE_HERE static Row gathered(
-      const Grid& g, const T* image, int64_t count, int64_t y, int64_t x, T* panel) {
-    const Row value = take(g, image, count, y, x);
-    value.store(panel + (y * g.width + x) * kLength);
+      const Grid& g, const T* image, Count count, const Pixel& at, T* panel) {
+    const Row value = take(g, image, count, at);
+    value.store(panel + at.panel);
     return value;
   }
   // The pixels that no pool reads.
-  static void gather_rest(const Grid& g, const T* image, int64_t count, T* panel) {
+  template <typename Count>
+  static void gather_rest(const Grid& g, const T* image, Count count, T* panel) {
     for_pools(
-        g, [](int64_t, int64_t) FASTMTT_HERE {},
-        [&](int64_t y, int64_t x) FASTMTT_HERE { gathered(g, image, count, y, x, panel); });
+        g, [](const Pixel*, int64_t) FASTMTT_HERE {},
+        [&](const Pixel& at) FASTMTT_HERE { gathered(g, image, count, at, panel); });
   }
 };
 
