@@ -155,7 +155,7 @@ void conv_block_backward_into(
           const int64_t row = first * conv.g.rows;
           if (need_a) {
             conv.multiply_flipped(
-                count, {{{conv.from(buffers.z, 0, row), buffers.u}}, own.gv},
+                count, {{{conv.from_row(buffers.z, row), buffers.u}}, own.gv},
                 block.image(gas[s], chunk + first), own.scratch);
           }
           if (need_parameters) {

@@ -218,8 +218,8 @@ void conv_block_backward_jvp_into(
                  .z_dot_pairs = need_parameters ? buffers.z_dot_pairs : Operand()});
           }
           const int64_t row = first * conv.g.rows, image = chunk + first;
-          const Operand z = conv.from(buffers.z, 0, row);
-          const Operand z_dot = conv.from(buffers.z_dot, 0, row);
+          const Operand z = conv.from_row(buffers.z, row);
+          const Operand z_dot = conv.from_row(buffers.z_dot, row);
           if (need_a_dot) {
             conv.multiply_flipped(
                 count, {{{z_dot, buffers.u}, {z, buffers.u_dot}}, own.gv},

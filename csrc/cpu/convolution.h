@@ -23,7 +23,6 @@ namespace fastmtt {
 constexpr int64_t kChunkBytes = int64_t(1) << 22;
 // A group of images is what one thread takes through a whole op by itself, in its second-level
 // cache, `kWide` panels of products at a time.
-constexpr int64_t kGroupBytes = 900 << 10;
 constexpr int64_t kWide = 4;
 
 template <typename T>
@@ -106,12 +105,17 @@ class Convolution {
     chunk = at::divup(block.batch, at::divup(block.batch, most));
     const int64_t held =
         panel * (operands * widest * kernels.element + products * wide() * sizeof(T));
-    group = std::clamp<int64_t>(kGroupBytes / held, 1, chunk);
+    const int64_t fill = std::max<int64_t>(1, kernels.rows_at_once / g.rows);
+    const int64_t most_held = kernels.cache / held;
+    group = std::clamp<int64_t>(most_held < fill ? most_held : most_held / fill * fill, 1, chunk);
   }
 
   int64_t padded(int64_t n) const { return at::divup(n, kernels.group) * kernels.group; }
   int64_t in_panels() const { return at::divup(g.direct ? 9 * g.in : g.in, kLanes<T>); }
   int64_t out_panels() const { return at::divup(g.out, kLanes<T>); }
+  int64_t beside(int64_t panels) const {
+    return at::divup(panels, kernels.beside) * kernels.beside;
+  }
   // Panels of products at a time. Patches are put together from all of theirs.
   int64_t wide() const { return g.direct ? std::max(kWide, in_panels()) : kWide; }
   int64_t present(int64_t channels, int64_t panel) const {
@@ -119,7 +123,9 @@ class Convolution {
   }
 
   // A thread's own, for a group of images.
-  Operand lifted_group(Arena& arena) const { return operand(arena, group * g.rows, in_panels()); }
+  Operand lifted_group(Arena& arena) const {
+    return operand(arena, group * g.rows, beside(in_panels()));
+  }
   Panels<T> products_group(Arena& arena) const {
     return room<T>(arena, group * g.rows, wide(), sizeof(T));
   }
@@ -129,7 +135,9 @@ class Convolution {
   }
   // All threads', for a chunk of images and for filters.
   Operand lifted(Arena& arena) const { return operand(arena, chunk * g.rows, in_panels()); }
-  Operand lowered(Arena& arena) const { return operand(arena, chunk * g.rows, out_panels()); }
+  Operand lowered(Arena& arena) const {
+    return operand(arena, chunk * g.rows, beside(out_panels()));
+  }
   // The second form of rows, which are interleaved where they are summed over.
   Operand pairs(Arena& arena, const Operand& rows) const {
     return kernels.group == 1 ? rows : lowered(arena);
@@ -203,7 +211,7 @@ class Convolution {
       const int64_t row = i / columns % rows, column = i % columns * kWide;
       std::array<Product, 2> products;
       std::transform(sum.begin(), sum.end(), products.begin(), [&](const Product& x) {
-        return Product{x.a, from(x.b, column, 0)};
+        return Product{x.a, from_panel(x.b, column)};
       });
       kernels.multiply_transposed(
           products.data(), sum.size(), i / columns / rows, row, row + 1, count * g.rows,
@@ -211,10 +219,10 @@ class Convolution {
           {gu.data + column * gu.panel, gu.position, gu.panel}, add);
     });
   }
-  // An operand from another panel and row on.
-  Operand from(const Operand& x, int64_t panel, int64_t row) const {
-    const int64_t offset = (panel * x.panel + row * kLanes<T>) * kernels.element;
-    return {static_cast<char*>(x.data) + offset, x.position, x.panel};
+  // An operand from another panel on, or one whose columns are summed over from another row on.
+  Operand from_panel(const Operand& x, int64_t panel) const { return moved(x, panel * x.panel); }
+  Operand from_row(const Operand& x, int64_t row) const {
+    return moved(x, row * kernels.beside * kLanes<T>);
   }
 
   const Kernels<T>& kernels;
@@ -222,6 +230,9 @@ class Convolution {
   int64_t chunk, group;  // images at a time
 
  private:
+  Operand moved(const Operand& x, int64_t elements) const {
+    return {static_cast<char*>(x.data) + elements * kernels.element, x.position, x.panel};
+  }
   // Room for matrices. A cache line between positions: else all would meet in the same cache sets.
   template <typename E>
   Panels<E> room(Arena& arena, int64_t rows, int64_t panels, int64_t element) const {
@@ -241,7 +252,7 @@ class Convolution {
         std::array<Product, 2> products;
         std::transform(
             sum.products.begin(), sum.products.end(), products.begin(),
-            [&](const Product& x) { return Product{x.a, from(x.b, first, 0)}; });
+            [&](const Product& x) { return Product{x.a, from_panel(x.b, first)}; });
         for (int64_t q = 0; q < g.positions; ++q) {
           kernels.multiply(
               products.data(), sum.products.size(), q, 0, count * g.rows, depth, width, sum.m,

@@ -99,8 +99,12 @@ struct BackwardJvp {
 template <typename T>
 struct Kernels {
   // Operands hold elements of `element` bytes; products go through `group` of them at a time, and
-  // an operand whose rows are summed over has them interleaved by `group` ("pairs").
-  int64_t element, group;
+  // an operand whose rows are summed over has them interleaved by `group` ("pairs"). In one whose
+  // columns are, `beside` panels lie side by side: [position][panel / beside][row][beside][lane].
+  int64_t element, group, beside;
+  // Products are fastest for multiples of `rows_at_once` rows. `cache` is what of the second-level
+  // cache a thread's group of images may take.
+  int64_t rows_at_once, cache;
 
   // c[n][m] = (c[n][m] if add) + sum over products and k of a[m,k] b[k,n], for rows m of one position
   void (*multiply)(

@@ -28,9 +28,10 @@ struct Operands {
   // kGroup rows of one position, one after another or interleaved.
   FASTMTT_INLINE_HERE static void put(
       const Row* rows, const Operand& v, int64_t position, int64_t panel, int64_t row, bool pairs) {
-    E* to = at(v, position, panel, row);
-    if (pairs) return Op::store_group(rows, to);
-    FASTMTT_UNROLL for (int i = 0; i < kGroup; ++i) Op::store(rows[i], to + i * kLength);
+    if (pairs) return Op::store_group(rows, at(v, position, panel, row));
+    constexpr int64_t kBeside = Op::kBeside;
+    E* to = at(v, position, panel / kBeside * kBeside, row * kBeside) + panel % kBeside * kLength;
+    FASTMTT_UNROLL for (int i = 0; i < kGroup; ++i) Op::store(rows[i], to + i * kBeside * kLength);
   }
 
   // Step's transform of kGroup squares, load(i, y, x) from the i-th; take(position, kGroup panels).

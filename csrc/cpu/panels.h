@@ -185,12 +185,12 @@ FASTMTT_INLINE_HERE void transpose(Panel<T>* rows) {
 }
 
 // Elements of an operand as the kernels hold them. kGroup consecutive k lie together in a factor
-// whose columns are read (b), or whose rows are summed over.
+// whose columns are read (b), or whose rows are summed over; kBeside panels side by side in the other.
 template <typename T>
 struct Exact {
   using Value = T;
   using Element = T;
-  static constexpr int kGroup = 1;
+  static constexpr int kGroup = 1, kBeside = 1;
   FASTMTT_INLINE_HERE static void store(const Panel<T>& x, Element* to) { x.store(to); }
   FASTMTT_INLINE_HERE static void store_group(const Panel<T>* x, Element* to) { x[0].store(to); }
 };
@@ -220,7 +220,7 @@ struct Rounded : Exact<float> {
 struct Bfloat16 {
   using Value = float;
   using Element = uint16_t;
-  static constexpr int kGroup = 2;
+  static constexpr int kGroup = 2, kBeside = 2;
   FASTMTT_INLINE_HERE static void store(const Panel<float>& x, Element* to) {
     const __m256bh rounded = _mm512_cvtneps_pbh(__m512(x.v[0]));
     __builtin_memcpy(to, &rounded, sizeof rounded);

@@ -49,6 +49,15 @@ FASTMTT_INLINE_HERE void multiply_add(
 }
 #endif
 
+// Where a panel begins, and how far rows are apart, in an operand whose columns are summed over.
+template <typename Op>
+constexpr int64_t kRow = Op::kBeside * Panel<typename Op::Value>::kLength;
+template <typename Op>
+FASTMTT_INLINE_HERE int64_t panel_at(int64_t panel, int64_t stride) {
+  constexpr int64_t kBeside = Op::kBeside, kLength = Panel<typename Op::Value>::kLength;
+  return panel / kBeside * kBeside * stride + panel % kBeside * kLength;
+}
+
 // Rows x Columns panels of c; Transposed: a's rows are summed over.
 template <typename Op, int Rows, int Columns, bool Transposed>
 [[gnu::noinline]] void multiply_block(
@@ -62,7 +71,7 @@ template <typename Op, int Rows, int Columns, bool Transposed>
     typename Row::Native sums[Rows][Columns * Row::kNatives] = {};
     for (int64_t k0 = first; k0 < last; k0 += kLength) {
       const int64_t steps = ((k0 + kLength < last ? k0 + kLength : last) - k0) / kStep;
-      const auto* from = Transposed ? a + k0 * kLength : a + k0 / kLength * a_panel;
+      const auto* from = a + (Transposed ? k0 * kLength : panel_at<Op>(k0 / kLength, a_panel));
       const auto* to = b + k0 * kLength;
       for (int64_t k = 0; k < steps; ++k) {
         Row columns[Columns];
@@ -72,7 +81,7 @@ template <typename Op, int Rows, int Columns, bool Transposed>
         }
         FASTMTT_UNROLL for (int m = 0; m < Rows; ++m) {
           const auto* x =
-              Transposed ? from + (k * kLength + m) * kStep : from + m * kLength + k * kStep;
+              from + (Transposed ? (k * kLength + m) * kStep : m * kRow<Op> + k * kStep);
           FASTMTT_UNROLL for (int n = 0; n < Columns; ++n) {
             multiply_add(Op(), x, columns[n], &sums[m][n * Row::kNatives]);
           }
@@ -111,7 +120,7 @@ void multiply_rows(
     for (int64_t i = 0; i < count; ++i) {
       const auto& [a, b] = products[i];
       multiply_block<Op, Rows, Columns, false>(
-          depth, at<const E>(a, position, 0, m * kLength), a.panel, at<const E>(b, position, n),
+          depth, at<const E>(a, position, 0, m * kRow<Op>), a.panel, at<const E>(b, position, n),
           b.panel, c.data + position * c.position + n * c.panel + m * kLength, c.panel,
           add || i > 0);
     }

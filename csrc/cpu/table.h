@@ -15,6 +15,9 @@ template <typename Op>
 constexpr Kernels<typename Op::Value> kTable = {
     sizeof(typename Op::Element),
     Op::kGroup,
+    Op::kBeside,
+    1,
+    900 << 10,
     &multiply<Op>,
     &multiply_transposed<Op>,
     &Lifting<Op>::lift,

@@ -2,8 +2,8 @@
 // `multiply_transposed` (kernels.h) on processors that have them.
 //
 // A tile holds 16 rows of 64 bytes: sums of 16 x 16 floats, or up to 32 terms of 16 rows or columns.
-// One instruction multiplies two of those into one of these. Operands lie in panels of 16 columns,
-// so 16 terms at a time are a tile of a factor as it is read; where rows are summed over, 16 pairs.
+// One instruction multiplies two of those into one of these, and takes as long for fewer terms: two
+// panels side by side fill a tile.
 
 #pragma once
 
@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kSide = 16;   // rows and columns of sums in a tile
 constexpr int64_t kPairs = 16;  // most pairs of terms in a tile
+constexpr int64_t kTerms = 2 * kPairs;
 constexpr int64_t kRowBytes = 64;
 
 // Shapes of the eight tiles, for as long as this lives in a thread.
@@ -44,11 +45,12 @@ FASTMTT_INLINE_HERE void before_tiles() { __asm__ volatile("" ::: "memory"); }
 // numbers are part of the instructions, hence the macros.
 #define FASTMTT_FOR_SUMS(each) each(0) each(1) each(2) each(3)
 
-// kRows x kColumns tiles of sums, c's rows from `m` and panels from `n` on, over all products.
+// kRows x kColumns tiles of sums, c's rows from `m` and panels from `n` on, over all products,
+// `terms` at a time.
 template <int kRows, int kColumns>
 FASTMTT_INLINE_HERE void multiply_tiles(
-    const Product* products, int64_t count, int64_t position, int64_t m, int64_t depth, int64_t n,
-    Panels<float> c, bool add) {
+    const Product* products, int64_t count, int64_t position, int64_t m, int64_t depth,
+    int64_t terms, int64_t n, Panels<float> c, bool add) {
   using E = Bfloat16::Element;
   float* out = c.data + position * c.position + n * c.panel + m * kSide;
 #define FASTMTT_BEGIN(i)                                                                  \
@@ -63,11 +65,12 @@ FASTMTT_INLINE_HERE void multiply_tiles(
 #undef FASTMTT_BEGIN
   for (int64_t i = 0; i < count; ++i) {
     const auto& [a, b] = products[i];
-    const E* from = at<const E>(a, position, 0, m * kSide);
+    const E* from = at<const E>(a, position, 0, m * kTerms);
     const E* to = at<const E>(b, position, n);
-    for (int64_t k = 0; k < depth; k += kSide, from += a.panel, to += kSide * kSide) {
-      _tile_loadd(4, from, kRowBytes / 2);
-      if constexpr (kRows > 1) _tile_loadd(5, from + kSide * kSide, kRowBytes / 2);
+    for (int64_t k = 0; k < depth; k += terms, to += terms * kSide) {
+      const E* rows = from + panel_at<Bfloat16>(k / kSide, a.panel);
+      _tile_loadd(4, rows, kRowBytes);
+      if constexpr (kRows > 1) _tile_loadd(5, rows + kSide * kTerms, kRowBytes);
       _tile_loadd(6, to, kRowBytes);
       if constexpr (kColumns > 1) _tile_loadd(7, to + b.panel, kRowBytes);
       _tile_dpbf16ps(0, 4, 6);
@@ -88,19 +91,19 @@ FASTMTT_INLINE_HERE void multiply_tiles(
 template <int kRows>
 void multiply_tile_rows(
     const Product* products, int64_t count, int64_t position, int64_t m, int64_t depth,
-    int64_t panels, Panels<float> c, bool add) {
+    int64_t terms, int64_t panels, Panels<float> c, bool add) {
   int64_t n = 0;
   for (; n + 2 <= panels; n += 2) {
-    multiply_tiles<kRows, 2>(products, count, position, m, depth, n, c, add);
+    multiply_tiles<kRows, 2>(products, count, position, m, depth, terms, n, c, add);
   }
-  if (n < panels) multiply_tiles<kRows, 1>(products, count, position, m, depth, n, c, add);
+  if (n < panels) multiply_tiles<kRows, 1>(products, count, position, m, depth, terms, n, c, add);
 }
 
-inline Shapes::Layout row_tiles(int64_t rows) {
+inline Shapes::Layout row_tiles(int64_t rows, int64_t terms) {
   Shapes::Layout layout;
   for (int tile = 0; tile < 4; ++tile) shape(layout, tile, rows, kRowBytes);
-  for (int tile = 4; tile < 6; ++tile) shape(layout, tile, rows, kRowBytes / 2);
-  for (int tile = 6; tile < 8; ++tile) shape(layout, tile, kPairs / 2, kRowBytes);
+  for (int tile = 4; tile < 6; ++tile) shape(layout, tile, rows, 2 * terms);
+  for (int tile = 6; tile < 8; ++tile) shape(layout, tile, terms / 2, kRowBytes);
   return layout;
 }
 
@@ -112,21 +115,22 @@ inline void multiply_in_tiles(
     multiply<Bfloat16>(products, count, position, begin, end, depth, panels, c, add);
     return;
   }
+  const int64_t terms = depth % kTerms == 0 ? kTerms : kSide;
   before_tiles();
   int64_t m = begin;
   if (m + kSide <= end) {
-    const Shapes whole(row_tiles(kSide));
+    const Shapes whole(row_tiles(kSide, terms));
     for (; m + 2 * kSide <= end; m += 2 * kSide) {
-      multiply_tile_rows<2>(products, count, position, m, depth, panels, c, add);
+      multiply_tile_rows<2>(products, count, position, m, depth, terms, panels, c, add);
     }
     if (m + kSide <= end) {
-      multiply_tile_rows<1>(products, count, position, m, depth, panels, c, add);
+      multiply_tile_rows<1>(products, count, position, m, depth, terms, panels, c, add);
       m += kSide;
     }
   }
   if (m < end) {
-    const Shapes rest(row_tiles(end - m));
-    multiply_tile_rows<1>(products, count, position, m, depth, panels, c, add);
+    const Shapes rest(row_tiles(end - m, terms));
+    multiply_tile_rows<1>(products, count, position, m, depth, terms, panels, c, add);
   }
 }
 
