@@ -30,3 +30,6 @@ DRAWN_VALUES_32 = 1e-6
 
 # Mean of 4000 uniform draws against its expectation: 5 standard errors, 5 / sqrt(12 * 4000).
 MEAN_OF_4000 = 0.023
+
+# torchvision's grey has 0.2989 of red where the standard, and kornia, have 0.299: 1e-4 of a pixel.
+GREY = 2e-4
