@@ -18,7 +18,6 @@ from fastmtt.inner_networks import InnerNetworks
 from fastmtt.objective import Setting, Told
 from fastmtt.run import State
 from fastmtt.smoothing import MovingAverage
-from fastmtt.student import initial_weights
 from fastmtt.synthetic import Synthetic, class_rows
 from fastmtt.turns import Turns
 
@@ -49,7 +48,6 @@ class Condensation:
         self.batch_real = min(config.batch_real, *map(len, self.real_rows))
         size = dataset.image_shape[-1] / _SIZES.get(config.dataset, 32)
         self.rate = config.lr_img * config.ipc / 10 * size**2
-        self._begun: Tensor | None = None  # evaluation's networks
 
     def learn(self, made: Synthetic) -> None:
         """See :class:`fastmtt.objective.Objective`."""
@@ -93,16 +91,8 @@ class Condensation:
         self.setting.choices.restore(values["choices"])
 
     def evaluated_from(self, networks: int) -> Tensor | None:
-        """See :class:`fastmtt.objective.Objective`: trained on the earlier stages' sets."""
-        if self.setting.stage.earlier is None or self._begun is not None:
-            return self._begun
-        members = [*range(networks)]
-        weights = [
-            initial_weights(self.networks.make, self.seed, "evaluation init", m) for m in members
-        ]
-        theta = torch.stack(weights).to(self.set.images)
-        self._begun = self.networks.after_earlier_sets(theta, "evaluation earlier set", members)
-        return self._begun
+        """See :class:`fastmtt.objective.Objective`."""
+        return None
 
     def _match(self, theta: Tensor, number: int) -> Tensor:
         """Match every class once, each in its turn; the mean distance.

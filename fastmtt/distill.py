@@ -146,8 +146,9 @@ def _through_stages(
     for number in range(begun, config.num_intervals):
         experts = store
         if number:
-            before, _ = load_synthetic(stage_file(run.path, number - 1))
-            stage = Stage(number, before.to(dataset.test_labels.device))
+            files = [stage_file(run.path, earlier) for earlier in range(number)]
+            sets = [load_synthetic(file)[0].to(dataset.test_labels.device) for file in files]
+            stage = Stage(tuple(sets))
             if store is not None and config.objective == "matching":
                 experts = _stage_experts(first, run, store, stage)
             distillation = Distillation(config, dataset, stage)
@@ -189,7 +190,7 @@ def _begin_or_go_on(
     if checkpoint is None:
         if config.resume and not first:
             run.log("there is no checkpoint to go on from: the run begins")
-        run.forget_metrics(first, evaluated=False)
+        run.forget_metrics(first, evaluated=first > 0)  # the earlier stage's last
         source = METHODS[config.method].source
         stage = f", stage {distillation.stage.number + 1}" if config.num_intervals > 1 else ""
         dataset = distillation.dataset
