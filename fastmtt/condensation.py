@@ -16,13 +16,15 @@ from fastmtt.experts.published import Experts
 from fastmtt.gradmatch import match_gradients
 from fastmtt.inner_networks import InnerNetworks
 from fastmtt.objective import Setting, Told
+from fastmtt.protocol import is_large
 from fastmtt.run import State
 from fastmtt.smoothing import MovingAverage
 from fastmtt.synthetic import Synthetic, class_rows
 from fastmtt.turns import Turns
 
 _AT_ONCE = 10  # classes: more would fill a GPU's memory, and a CPU has no use for them
-_SIZES = {"ImageNet": 224, "MNIST": 28, "FashionMNIST": 28}  # that lr_img is given for; else 32
+# Sizes that lr_img is given for; of other data sets 32, or ImageNet's.
+_SIZES = {"ImageNet": 224, "MNIST": 28, "FashionMNIST": 28}
 _VELOCITY = "momentum_images"
 
 
@@ -46,8 +48,10 @@ class Condensation:
         self.augment = DiffAug(config.aug_type if augments else "none", shared=True)
         self.real_rows = [torch.from_numpy(rows) for rows in class_rows(dataset, 1)]
         self.batch_real = min(config.batch_real, *map(len, self.real_rows))
-        size = dataset.image_shape[-1] / _SIZES.get(config.dataset, 32)
-        self.rate = config.lr_img * config.ipc / 10 * size**2
+        side = dataset.image_shape[-1]
+        other = _SIZES["ImageNet"] if is_large(dataset.image_shape) else 32
+        usual = _SIZES.get(config.dataset, other)
+        self.rate = config.lr_img * config.ipc / 10 * (side / usual) ** 2
 
     def learn(self, made: Synthetic) -> None:
         """See :class:`fastmtt.objective.Objective`."""

@@ -192,7 +192,7 @@ def usual_epochs(
         return _MTT_EPOCHS
     if stages > 1:
         return _STAGE_EPOCHS
-    if _is_large(image_shape):
+    if is_large(image_shape):
         epochs = next(epochs for most, epochs in _LARGE_EPOCHS if stored * cells <= most)
         return epochs * 2 // 3 if classes >= _MANY else epochs
     if model == "DenseNet" and stored >= 50 and cells > 1:
@@ -238,7 +238,7 @@ def make_protocol(
         return Protocol(config.model, networks, epochs, batch, augment, *machine)
     if epochs < 1:
         raise FastmttError("protocol idc trains for epoch_eval_train epochs, got 0; give 1 or more")
-    large, classes = _is_large(dataset.image_shape), len(dataset.classes)
+    large, classes = is_large(dataset.image_shape), len(dataset.classes)
     usual = _MANY_CLASSES if large and classes >= _MANY else _FEW_CLASSES
     return IDCProtocol(
         config.model,
@@ -274,5 +274,6 @@ def _idc_augment(config: BaseConfig, dataset: DataSet, large: bool) -> Augmentat
     return ImageNetAugment(dataset.space)
 
 
-def _is_large(image_shape: tuple[int, ...]) -> bool:
+def is_large(image_shape: tuple[int, ...]) -> bool:
+    """Whether IDC treats images (C, H, W) as it treats ImageNet's."""
     return max(image_shape[1:]) > _SMALL

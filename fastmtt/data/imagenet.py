@@ -80,6 +80,7 @@ def read_subset(request: Request) -> RawImages:
         path=root,
         source=f"the folders of ImageNet, {request.subset}",
         res=request.res,
+        crop=request.crop,
         channels=3,
         show=request.show,
     )
@@ -109,6 +110,7 @@ def read_1k(request: Request) -> RawImages:
         path=root,
         source="the folders of ImageNet",
         res=request.res,
+        crop=request.crop,
         channels=3,
         show=request.show,
     )

@@ -27,6 +27,7 @@ class EvaluateConfig:
         data_path: Folder the data lie in, or an .npz archive of JPEG images [MTT].
         subset: Subset of dataset ImageNet [MTT].
         res: Height and width images are brought to [MTT].
+        crop: Bring their shorter side to res and cut out the middle [IDC].
         download: Fetch the data where they are missing.
         model: Network to train [MTT].
         zca: Whiten the images by ZCA [MTT].
@@ -80,6 +81,7 @@ class EvaluateConfig:
     data_path: str | None = None
     subset: str | None = None
     res: int | None = None
+    crop: bool | None = None
     download: bool | None = None
     model: str | None = None
     zca: bool | None = None
