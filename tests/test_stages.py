@@ -9,7 +9,7 @@ import test_golden
 import torch
 from compare import assert_close
 from test_commands import failing
-from tolerances import META_GRADIENT, ROUNDING_32
+from tolerances import CONTINUED_EXPERT_32, META_GRADIENT
 
 from fastmtt import distill, draws, evaluate, evaluation, stages
 from fastmtt.data import load
@@ -172,7 +172,7 @@ def test_the_second_stages_experts_go_on_where_the_first_ones_set_ends(staged):
         )
         for snapshot in range(3):
             found = second.segment(expert, snapshot, 0 if snapshot else 1)[0]
-            assert_close(found, wanted[snapshot], 1000 * ROUNDING_32)
+            assert_close(found, wanted[snapshot], CONTINUED_EXPERT_32)
 
 
 def test_networks_are_trained_stage_by_stage(staged, capsys):
