@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastmtt import draws
 from fastmtt.augment import DSA, Parameters
+from fastmtt.budget import Matches
 from fastmtt.diffaug import DiffAug, for_batch
 from fastmtt.experts.published import Experts
 from fastmtt.gradmatch import match_gradients
@@ -52,6 +53,24 @@ class Condensation:
         other = _SIZES["ImageNet"] if is_large(dataset.image_shape) else 32
         usual = _SIZES.get(config.dataset, other)
         self.rate = config.lr_img * config.ipc / 10 * (side / usual) ** 2
+
+    @property
+    def sizes(self) -> Matches:
+        """What a match is of, for :func:`fastmtt.budget.condensing`."""
+        config, dataset = self.setting.config, self.setting.dataset
+        classes = len(dataset.classes)
+        stored = self.setting.count // classes
+        decoded = self.setting.parametrisation.count(stored)
+        return Matches(
+            classes,
+            min(classes, _AT_ONCE),
+            stored,
+            decoded,
+            self.batch_real,
+            min(decoded, config.batch_syn_max),
+            min(config.net_batch, self.networks.real.count),
+            dataset.image_shape,
+        )
 
     def learn(self, made: Synthetic) -> None:
         """See :class:`fastmtt.objective.Objective`."""
