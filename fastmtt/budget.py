@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from fastmtt.batches import Plan
 from fastmtt.data.memory import available
 from fastmtt.errors import FastmttError
-from fastmtt.gradmatch import match_gradients
+from fastmtt.gradmatch import MatchSizes, match_gradients
 from fastmtt.ops import backends
 from fastmtt.progress import say
 from fastmtt.student import ConvNetStudent, Student, Tape
@@ -102,31 +102,7 @@ def training(
     return rows + student.room.bytes + student.room.largest // 4 + images
 
 
-class Matches(NamedTuple):
-    """The sizes of a match of gradients.
-
-    Attributes:
-        classes: K.
-        at_once: of these, those matched side by side.
-        stored: images a class of the set.
-        decoded: training images that they give.
-        real: images of a class's real batch.
-        synthetic: training images of a class that are matched.
-        net_batch: images in a batch of the networks whose gradients are matched.
-        image_shape: a training image's (C, H, W).
-    """
-
-    classes: int
-    at_once: int
-    stored: int
-    decoded: int
-    real: int
-    synthetic: int
-    net_batch: int
-    image_shape: tuple[int, ...]
-
-
-def condensing(student: Student, sizes: Matches, device: torch.device) -> int:
+def condensing(student: Student, sizes: MatchSizes, device: torch.device) -> int:
     """Bytes of an iteration of gradient matching.
 
     Args:
@@ -135,45 +111,57 @@ def condensing(student: Student, sizes: Matches, device: torch.device) -> int:
         sizes: of its matches.
         device: where; a CPU's kernels keep what they work in.
     """
-    image, at_once = torch.Size(sizes.image_shape).numel(), sizes.at_once
-    theta = torch.empty(at_once, student.size, device=_NOWHERE)
-    batches = sizes.real, sizes.synthetic
     if isinstance(student, ConvNetStudent):
-        for size in batches:
-            _go_through(student, theta, size, sizes.image_shape, None, None)
-        _go_through(student, theta[:1], sizes.net_batch, sizes.image_shape, None, None)
-        x = torch.empty(at_once, sizes.synthetic, *sizes.image_shape, device=_NOWHERE)
-        y = torch.empty(at_once, sizes.synthetic, dtype=torch.int64, device=_NOWHERE)
-        with backends.use("reference"):
-            student.tangent(theta, theta, x, y, needs={"x"})
-        kernels = student.room.largest
-        if device.type == "cpu":
-            kernels = 2 * kernels + _TRANSFORMED * _bytes(theta[:1]) + _TILES
-        network = student.room.bytes + kernels + _VECTORS * _bytes(theta)
+        network = _of_convnet(student, sizes, device)
     else:
         network = _peak(student, sizes)
     of_class = 3 * sizes.decoded + 2 * sizes.real + 3 * sizes.synthetic
     of_set = _SETS * sizes.classes * sizes.stored
-    return network + _FLOAT * image * (at_once * of_class + of_set)
+    images = sizes.at_once * of_class + of_set
+    return network + _FLOAT * torch.Size(sizes.image_shape).numel() * images
 
 
-def _peak(student: Student, sizes: Matches) -> int:
-    """The most bytes of a match or a training step of any student, on tensors without memory."""
-    at_once = sizes.at_once
+def _of_convnet(student: ConvNetStudent, sizes: MatchSizes, device: torch.device) -> int:
+    """Bytes that a compiled student's matches and training take, the images' not among them."""
+    theta = torch.empty(sizes.at_once, student.size, device=_NOWHERE)
+    for students, size in (
+        (theta, sizes.real),
+        (theta, sizes.synthetic),
+        (theta[:1], sizes.net_batch),
+    ):
+        _go_through(student, students, size, sizes.image_shape, None, None)
+    x = torch.empty(sizes.at_once, sizes.synthetic, *sizes.image_shape, device=_NOWHERE)
+    y = torch.empty(x.shape[:2], dtype=torch.int64, device=_NOWHERE)
+    with backends.use("reference"):
+        student.tangent(theta, theta, x, y, needs={"x"})
+    kernels = student.room.largest
+    if device.type == "cpu":
+        kernels = 2 * kernels + _TRANSFORMED * _bytes(theta[:1]) + _TILES
+    return student.room.bytes + kernels + _VECTORS * _bytes(theta)
+
+
+def _peak(student: Student, sizes: MatchSizes) -> int:
+    """The most bytes of a match or a training step of any student, on tensors without memory.
+
+    Such a student takes one class after another: of the others there are vectors and images.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as match:
         real, synthetic = (
-            _fake_batch(at_once, size, sizes.image_shape) for size in (sizes.real, sizes.synthetic)
+            _fake_batch(size, sizes.image_shape) for size in (sizes.real, sizes.synthetic)
         )
         match_gradients(student, torch.empty(student.size), real, synthetic, "mse")
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as step:
-        theta = torch.empty(1, student.size)
-        student.gradient(theta, *_fake_batch(1, sizes.net_batch, sizes.image_shape))
-    return max(match.peak, step.peak + _VECTORS * _FLOAT * student.size)
+        student.gradient(
+            torch.empty(1, student.size), *_fake_batch(sizes.net_batch, sizes.image_shape)
+        )
+    vectors = _VECTORS * student.size
+    images = torch.Size(sizes.image_shape).numel() * (sizes.real + 2 * sizes.synthetic)
+    others = _FLOAT * (sizes.at_once - 1) * (vectors + images)
+    return max(match.peak + others, step.peak + _FLOAT * vectors)
 
 
-def _fake_batch(students: int, size: int, image_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    images = torch.empty(students, size, *image_shape)
-    return images, torch.zeros(students, size, dtype=torch.int64)
+def _fake_batch(size: int, image_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return torch.empty(1, size, *image_shape), torch.zeros(1, size, dtype=torch.int64)
 
 
 class Live(TorchDispatchMode):

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from fastmtt import draws
 from fastmtt.augment import DSA, Parameters
-from fastmtt.budget import Matches
 from fastmtt.diffaug import DiffAug, for_batch
 from fastmtt.experts.published import Experts
-from fastmtt.gradmatch import match_gradients
+from fastmtt.gradmatch import MatchSizes, match_gradients
 from fastmtt.inner_networks import InnerNetworks
 from fastmtt.objective import Setting, Told
 from fastmtt.protocol import is_large
@@ -55,13 +54,13 @@ class Condensation:
         self.rate = config.lr_img * config.ipc / 10 * (side / usual) ** 2
 
     @property
-    def sizes(self) -> Matches:
+    def sizes(self) -> MatchSizes:
         """What a match is of, for :func:`fastmtt.budget.condensing`."""
         config, dataset = self.setting.config, self.setting.dataset
         classes = len(dataset.classes)
         stored = self.setting.count // classes
         decoded = self.setting.parametrisation.count(stored)
-        return Matches(
+        return MatchSizes(
             classes,
             min(classes, _AT_ONCE),
             stored,
