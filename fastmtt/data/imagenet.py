@@ -124,7 +124,8 @@ def _subset(name: str) -> dict[int, str]:
     if name == "imagenet100":
         raise FastmttError(
             "of IDC's hundred classes of ImageNet only the first ten are known here, imagenet10; "
-            "put the hundred folders into one of their own and load that by dataset folder"
+            "put the hundred class folders into train and val of a folder of their own and give "
+            "--dataset folder --data_path FOLDER --res 224 --crop"
         )
     if name not in _SUBSETS:
         near = difflib.get_close_matches(name.lower(), _SUBSETS, 1, 0.4)
