@@ -66,7 +66,7 @@ def run(method: str, name: str) -> Row:
     folder = Path(config.save_path, config.dataset, str(config.ipc), config.model, name)
     average = config.ema_decay is not None
     subject = folder / "distilled_ema_best.safetensors" if average else folder
-    command("evaluate", str(subject), "--compare")
+    command("evaluate", str(subject), "--compare", "--protocol", config.protocol)
     return row_of(method, folder / "metrics.jsonl", seconds)
 
 
@@ -95,7 +95,7 @@ def table(rows: list[Row]) -> str:
         "`make methods`: test accuracy of five networks trained on the distilled set, and on as "
         "many random real images; seconds include the experts that a method trains (TESLA and PDD "
         "take MTT's, DATM takes FTD's). FTD's set is the average of its images, PAD's seconds "
-        "include the scores of the training images. An image of IDC's holds four.",
+        "include the scores of the training images. IDC's are evaluated by its own protocol.",
         "",
         "| method | distilled images | random real images | seconds |",
         "|---|---|---|---|",

@@ -18,6 +18,7 @@ class Row:
         test: accuracy on test images.
         held_out: on held-out ones, or None where there are none.
         best: the best on test images while training, or None where only the end is tested.
+        earlier: the best on each of a staged set's stages but the last, where tested.
         seconds: what training and testing took.
     """
 
@@ -38,6 +39,7 @@ class Row:
         self.test = _per_cent(scores.test)
         self.held_out = None if scores.held_out is None else _per_cent(scores.held_out)
         self.best = None if scores.best is None else _per_cent(scores.best)
+        self.earlier = [] if scores.earlier is None else [_per_cent(one) for one in scores.earlier]
 
     def record(self) -> dict[str, Any]:
         """The line for ``metrics.jsonl``."""
@@ -54,6 +56,8 @@ class Row:
         for name, more in {"held_out": self.held_out, "best": self.best}.items():
             if more is not None:
                 found |= {f"{name}_accuracy": more[0], f"{name}_accuracy_std": more[1]}
+        if self.earlier:
+            found["earlier_best_accuracies"] = [mean for mean, _ in self.earlier]
         return found
 
 

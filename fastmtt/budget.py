@@ -1,4 +1,4 @@
-"""How much of a GPU's memory a run will take: told before it runs; what would fit, where it ends.
+"""How much memory a run will take: told before it runs; what would fit, where a GPU's ends.
 
 What a step works in is found by going through one on tensors without memory. What kernels take
 within a call is at most the first block's plane where its patches get cotangents, else the second
@@ -7,24 +7,36 @@ block's, a quarter of it. Not in it: what CUDA and its libraries take to begin w
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastmtt.batches import Plan
+from fastmtt.data.memory import available
 from fastmtt.errors import FastmttError
+from fastmtt.gradmatch import MatchSizes, match_gradients
 from fastmtt.ops import backends
 from fastmtt.progress import say
-from fastmtt.student import ConvNetStudent, Tape
+from fastmtt.student import ConvNetStudent, Student, Tape
 from fastmtt.sweeps import Record, empty_rows, plan_tape
 
 _NOWHERE = torch.device("meta")
 _FLOAT = 4
 _IMAGES = 4  # copies of a batch about a step: gathered, augmented, its cotangent, that pulled back
 _TESTED = 128  # images tested at a time
+# Of a network's weights in a match: both gradients in two orders, v, what made it; no more in a
+# step of training.
+_VECTORS = 8
+_TRANSFORMED, _TILES = 4, 2**20  # of weights, and of what a CPU's Winograd kernels work in besides
+_SETS = 7  # stored images, velocity, their turn's, gradients by parts and as one
 
 
 def matching(
@@ -90,18 +102,117 @@ def training(
     return rows + student.room.bytes + student.room.largest // 4 + images
 
 
+def condensing(student: Student, sizes: MatchSizes, device: torch.device) -> int:
+    """Bytes of an iteration of gradient matching.
+
+    Args:
+        student: a ``ConvNetStudent`` whose room is empty, which is filled with tensors without
+            memory; or any other, whose graph is measured on such tensors.
+        sizes: of its matches.
+        device: where; a CPU's kernels keep what they work in.
+    """
+    if isinstance(student, ConvNetStudent):
+        network = _of_convnet(student, sizes, device)
+    else:
+        network = _peak(student, sizes)
+    of_class = 3 * sizes.decoded + 2 * sizes.real + 3 * sizes.synthetic
+    of_set = _SETS * sizes.classes * sizes.stored
+    images = sizes.at_once * of_class + of_set
+    return network + _FLOAT * torch.Size(sizes.image_shape).numel() * images
+
+
+def _of_convnet(student: ConvNetStudent, sizes: MatchSizes, device: torch.device) -> int:
+    """Bytes that a compiled student's matches and training take, the images' not among them."""
+    theta = torch.empty(sizes.at_once, student.size, device=_NOWHERE)
+    for students, size in (
+        (theta, sizes.real),
+        (theta, sizes.synthetic),
+        (theta[:1], sizes.net_batch),
+    ):
+        _go_through(student, students, size, sizes.image_shape, None, None)
+    x = torch.empty(sizes.at_once, sizes.synthetic, *sizes.image_shape, device=_NOWHERE)
+    y = torch.empty(x.shape[:2], dtype=torch.int64, device=_NOWHERE)
+    with backends.use("reference"):
+        student.tangent(theta, theta, x, y, needs={"x"})
+    kernels = student.room.largest
+    if device.type == "cpu":
+        kernels = 2 * kernels + _TRANSFORMED * _bytes(theta[:1]) + _TILES
+    return student.room.bytes + kernels + _VECTORS * _bytes(theta)
+
+
+def _peak(student: Student, sizes: MatchSizes) -> int:
+    """The most bytes of a match or a training step of any student, on tensors without memory.
+
+    Such a student takes one class after another: of the others there are vectors and images.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as match:
+        real, synthetic = (
+            _fake_batch(size, sizes.image_shape) for size in (sizes.real, sizes.synthetic)
+        )
+        match_gradients(student, torch.empty(student.size), real, synthetic, "mse")
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as step:
+        student.gradient(
+            torch.empty(1, student.size), *_fake_batch(sizes.net_batch, sizes.image_shape)
+        )
+    vectors = _VECTORS * student.size
+    images = torch.Size(sizes.image_shape).numel() * (sizes.real + 2 * sizes.synthetic)
+    others = _FLOAT * (sizes.at_once - 1) * (vectors + images)
+    return max(match.peak + others, step.peak + _FLOAT * vectors)
+
+
+def _fake_batch(size: int, image_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return torch.empty(1, size, *image_shape), torch.zeros(1, size, dtype=torch.int64)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors made within that are still there, and the most there were at a time."""
+
+    def __init__(self) -> None:
+        """Nothing was made yet."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count what it gives."""
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return found
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
 def announce(needed: Mapping[str, int], device: torch.device) -> None:
-    """Say on a GPU what will be the most that is taken: what is there now and the largest part.
+    """Say what will be the most that is taken; of a GPU with what is there now.
 
     Args:
         needed: bytes by what takes them, one after another.
         device: where.
     """
-    if device.type != "cuda" or not needed:
+    if not needed:
+        return
+    what = max(needed, key=lambda name: needed[name])
+    if device.type == "cpu":
+        say(f"predicted: {what} takes {_gib(needed[what])}, {_gib(available())} are available")
+    if device.type != "cuda":
         return
     there = _total(device)
     now = torch.cuda.memory_allocated(device)
-    what = max(needed, key=lambda name: needed[name])
     say(
         f"predicted peak {_gib(now + needed[what])} of {there / 2**30:.0f} GiB, in {what}; data "
         f"take {_gib(now)}"

@@ -13,17 +13,18 @@ from fastmtt import draws
 from fastmtt.augment import DSA, Parameters
 from fastmtt.diffaug import DiffAug, for_batch
 from fastmtt.experts.published import Experts
-from fastmtt.gradmatch import match_gradients
+from fastmtt.gradmatch import MatchSizes, match_gradients
 from fastmtt.inner_networks import InnerNetworks
 from fastmtt.objective import Setting, Told
+from fastmtt.protocol import is_large
 from fastmtt.run import State
 from fastmtt.smoothing import MovingAverage
-from fastmtt.student import initial_weights
 from fastmtt.synthetic import Synthetic, class_rows
 from fastmtt.turns import Turns
 
 _AT_ONCE = 10  # classes: more would fill a GPU's memory, and a CPU has no use for them
-_SIZES = {"ImageNet": 224, "MNIST": 28, "FashionMNIST": 28}  # that lr_img is given for; else 32
+# Sizes that lr_img is given for; of other data sets 32, or ImageNet's.
+_SIZES = {"ImageNet": 224, "MNIST": 28, "FashionMNIST": 28}
 _VELOCITY = "momentum_images"
 
 
@@ -47,9 +48,28 @@ class Condensation:
         self.augment = DiffAug(config.aug_type if augments else "none", shared=True)
         self.real_rows = [torch.from_numpy(rows) for rows in class_rows(dataset, 1)]
         self.batch_real = min(config.batch_real, *map(len, self.real_rows))
-        size = dataset.image_shape[-1] / _SIZES.get(config.dataset, 32)
-        self.rate = config.lr_img * config.ipc / 10 * size**2
-        self._begun: Tensor | None = None  # evaluation's networks
+        side = dataset.image_shape[-1]
+        other = _SIZES["ImageNet"] if is_large(dataset.image_shape) else 32
+        usual = _SIZES.get(config.dataset, other)
+        self.rate = config.lr_img * config.ipc / 10 * (side / usual) ** 2
+
+    @property
+    def sizes(self) -> MatchSizes:
+        """What a match is of, for :func:`fastmtt.budget.condensing`."""
+        config, dataset = self.setting.config, self.setting.dataset
+        classes = len(dataset.classes)
+        stored = self.setting.count // classes
+        decoded = self.setting.parametrisation.count(stored)
+        return MatchSizes(
+            classes,
+            min(classes, _AT_ONCE),
+            stored,
+            decoded,
+            self.batch_real,
+            min(decoded, config.batch_syn_max),
+            min(config.net_batch, self.networks.real.count),
+            dataset.image_shape,
+        )
 
     def learn(self, made: Synthetic) -> None:
         """See :class:`fastmtt.objective.Objective`."""
@@ -93,16 +113,8 @@ class Condensation:
         self.setting.choices.restore(values["choices"])
 
     def evaluated_from(self, networks: int) -> Tensor | None:
-        """See :class:`fastmtt.objective.Objective`: trained on the earlier stages' sets."""
-        if self.setting.stage.earlier is None or self._begun is not None:
-            return self._begun
-        members = [*range(networks)]
-        weights = [
-            initial_weights(self.networks.make, self.seed, "evaluation init", m) for m in members
-        ]
-        theta = torch.stack(weights).to(self.set.images)
-        self._begun = self.networks.after_earlier_sets(theta, "evaluation earlier set", members)
-        return self._begun
+        """See :class:`fastmtt.objective.Objective`."""
+        return None
 
     def _match(self, theta: Tensor, number: int) -> Tensor:
         """Match every class once, each in its turn; the mean distance.

@@ -41,6 +41,7 @@ def load_data(config: BaseConfig) -> DataSet:
         download=config.download,
         subset=config.subset,
         res=config.res,
+        crop=config.crop,
         held_out=config.held_out,
         memory=memory,
     )

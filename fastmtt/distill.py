@@ -10,6 +10,7 @@ from typing import Any
 from fastmtt import budget
 from fastmtt.buffer import expert_recipe, fill_store, say_idle
 from fastmtt.command import command
+from fastmtt.condensation import Condensation
 from fastmtt.config import parse
 from fastmtt.data import DataSet
 from fastmtt.device import load_data
@@ -32,7 +33,7 @@ from fastmtt.stages import (
     stage_file,
     transition_recipe,
 )
-from fastmtt.student import ConvNetStudent, make_student
+from fastmtt.student import ConvNetStudent, Student, make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.synthetic import load_synthetic
 from fastmtt.trajectory_objective import TrajectoryObjective
@@ -91,18 +92,15 @@ def _run(config: DistillConfig, dataset: DataSet, seconds: dict[str, float]) -> 
 
 
 def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
-    """Say what a GPU's memory will have to hold; where it cannot, what it could."""
-    config, dataset, objective = distillation.config, distillation.dataset, distillation.objective
-    device, classes = dataset.train_images.device, len(dataset.classes)
+    """Say what memory will have to hold; where a GPU's cannot, what it could."""
+    objective, device = distillation.objective, distillation.dataset.train_images.device
+    if isinstance(objective, Condensation):
+        return _gradients_within_memory(distillation, objective)
     foretold = isinstance(distillation.student, ConvNetStudent)
     if device.type == "cpu" or not foretold or not isinstance(objective, TrajectoryObjective):
         return nullcontext()
-    plan = objective.plan
-
-    def student() -> ConvNetStudent:
-        made = make_student(distillation.network, dataset.image_shape, precision=config.precision)
-        assert isinstance(made, ConvNetStudent)
-        return made
+    config, plan = distillation.config, objective.plan
+    classes = len(distillation.dataset.classes)
 
     def matching(
         memory: int | None = config.memory,
@@ -110,17 +108,51 @@ def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
         batch_syn: int | None = config.batch_syn,
     ) -> int:
         sizes = plan._replace(segments=segments, batch_size=batch_syn)
-        return budget.matching(student(), sizes, memory, classes, config.labels != "hard")
+        student = _unused(distillation)
+        assert isinstance(student, ConvNetStudent)
+        return budget.matching(student, sizes, memory, classes, config.labels != "hard")
 
-    networks, batch, count = config.num_eval, config.batch_train, plan.n
-    evaluation = budget.training(student(), networks, count, batch, dataset.image_shape)
-    budget.announce({"matching": matching(), "evaluation": evaluation}, device)
+    budget.announce({"matching": matching(), **_evaluation_memory(distillation)}, device)
     smaller: dict[str, list[Any]] = {
         "memory": [*budget.halves(config.memory or 0, 2**20), None] if config.memory else [],
         "segments": budget.halves(config.segments),
-        "batch_syn": budget.halves(min(config.batch_syn or count, count)),
+        "batch_syn": budget.halves(min(config.batch_syn or plan.n, plan.n)),
     }
     return budget.explained(device, matching, smaller)
+
+
+def _gradients_within_memory(
+    distillation: Distillation, objective: Condensation
+) -> AbstractContextManager[None]:
+    sizes, device = objective.sizes, distillation.dataset.train_images.device
+
+    def matching(batch_real: int = sizes.real, batch_syn_max: int = sizes.synthetic) -> int:
+        smaller = sizes._replace(real=batch_real, synthetic=batch_syn_max)
+        return budget.condensing(_unused(distillation), smaller, device)
+
+    budget.announce({"matching": matching(), **_evaluation_memory(distillation)}, device)
+    smaller = {
+        "batch_real": budget.halves(sizes.real),
+        "batch_syn_max": budget.halves(sizes.synthetic),
+    }
+    return budget.explained(device, matching, smaller)
+
+
+def _evaluation_memory(distillation: Distillation) -> dict[str, int]:
+    """Bytes of an evaluation, where they can be predicted."""
+    protocol, student = distillation.protocol, _unused(distillation)
+    if not isinstance(student, ConvNetStudent):
+        return {}
+    count = distillation.set.parametrisation.count(distillation.count)
+    shape = distillation.dataset.image_shape
+    sizes = protocol.networks, count, min(protocol.batch_train, count), shape
+    return {"evaluation": budget.training(student, *sizes)}
+
+
+def _unused(distillation: Distillation) -> Student:
+    """The run's student with an empty room."""
+    shape, precision = distillation.dataset.image_shape, distillation.config.precision
+    return make_student(distillation.network, shape, precision=precision)
 
 
 def _iterations_done(config: DistillConfig, checkpoint: State | None) -> int:
@@ -146,8 +178,9 @@ def _through_stages(
     for number in range(begun, config.num_intervals):
         experts = store
         if number:
-            before, _ = load_synthetic(stage_file(run.path, number - 1))
-            stage = Stage(number, before.to(dataset.test_labels.device))
+            files = [stage_file(run.path, earlier) for earlier in range(number)]
+            sets = [load_synthetic(file)[0].to(dataset.test_labels.device) for file in files]
+            stage = Stage(tuple(sets))
             if store is not None and config.objective == "matching":
                 experts = _stage_experts(first, run, store, stage)
             distillation = Distillation(config, dataset, stage)
@@ -189,7 +222,7 @@ def _begin_or_go_on(
     if checkpoint is None:
         if config.resume and not first:
             run.log("there is no checkpoint to go on from: the run begins")
-        run.forget_metrics(first, evaluated=False)
+        run.forget_metrics(first, evaluated=first > 0)  # the earlier stage's last
         source = METHODS[config.method].source
         stage = f", stage {distillation.stage.number + 1}" if config.num_intervals > 1 else ""
         dataset = distillation.dataset

@@ -26,6 +26,7 @@ from fastmtt.progress import Meter
 from fastmtt.protocol import make_protocol
 from fastmtt.run import RunFolder, State
 from fastmtt.selection import Selection
+from fastmtt.staged_evaluation import evaluate_stages
 from fastmtt.stages import FIRST, Stage
 from fastmtt.student import make_student
 from fastmtt.student.zoo import make_network
@@ -273,15 +274,16 @@ class Distillation:
         return kept
 
     def _scores(self, line: str) -> evaluation.Scores:
-        device = self.set.images.device
+        device, protocol = self.set.images.device, self.protocol
+        made = self._set_of(line).to(device)
         first = self._set_of("").to(device) if line and self._released else None
+        desc = f"evaluate{' the average' if line else ''} at {self.iteration_of_run}"
+        start = self.objective.evaluated_from(protocol.networks)
+        if self.stage.sets and start is None:
+            sets = [*self.stage.sets, made]
+            return evaluate_stages(self.dataset, sets, protocol, desc=desc)
         return evaluation.evaluate_distilled(
-            self.dataset,
-            self._set_of(line).to(device),
-            self.protocol,
-            desc=f"evaluate{' the average' if line else ''} at {self.iteration_of_run}",
-            first=first,
-            start=self.objective.evaluated_from(self.protocol.networks),
+            self.dataset, made, protocol, desc=desc, first=first, start=start
         )
 
     @property

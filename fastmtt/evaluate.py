@@ -24,7 +24,7 @@ from fastmtt.ops import backends
 from fastmtt.options import BaseConfig, DistillConfig, EvaluateConfig
 from fastmtt.pictures import save_bars
 from fastmtt.pools import pool
-from fastmtt.protocol import Protocol, make_protocol
+from fastmtt.protocol import Protocol, make_protocol, usual_epochs, usual_tests
 from fastmtt.run import append_metrics
 from fastmtt.staged_evaluation import evaluate_stages
 from fastmtt.stages import first_snapshots
@@ -45,41 +45,62 @@ def main(argv: list[str] | None = None) -> None:
     folder = subject.file.parent
     with backends.use(config.backend, config.precision):
         dataset = load_data(config)
-        protocol = make_protocol(
-            asked.protocol,
-            config,
-            dataset,
-            networks=asked.num_eval,
-            epochs=asked.epoch_eval_train,
-            batch_train=asked.batch_train,
-            lr=asked.lr,
-            num_val=asked.num_val,
-        )
         synthetic = load_set(asked, subject, dataset)
         stages = load_stages(asked, subject, dataset)
+        protocols = [
+            _protocol(asked, dataclasses.replace(config, model=name), dataset, synthetic, stages)
+            for name in networks
+        ]
         start = None
         if asked.stage_init == "released":
-            start = _released_start(subject, protocol, networks)
+            start = _released_start(subject, protocols[0], networks)
         score = partial(_score, dataset, synthetic, stages, start)
         for name in networks:  # whether there are all of them, before the first is trained
             make_network(name, image_shape=dataset.image_shape, classes=len(dataset.classes))
         sets = [synthetic, *stages[:-1]]
-        digest = _digest(config, protocol, networks, dataset, sets, start, asked.compare)
+        digest = _digest(config, protocols, dataset, sets, start, asked.compare)
         kept = KeptScores(folder, digest, resume=asked.resume)
         if asked.eval_mode is None:
             rows = _train_on_all(
-                subject.name, dataset, synthetic, protocol, asked.compare, kept, score
+                subject.name, dataset, synthetic, protocols[0], asked.compare, kept, score
             )
         else:
-            rows = _train_each(subject.name, networks, synthetic, protocol, kept, score)
+            rows = _train_each(subject.name, synthetic, protocols, kept, score)
     data = f"{len(dataset.test_images)} test images of {dataset.name} ({dataset.source})"
     if asked.eval_mode is None:
         print(by_set(rows, f"{config.model} on {data}"))
+        _tell_stages(rows[0])
     else:
         _tell_each(subject, rows, data, asked)
     _tell(subject, asked)
     append_metrics(folder, [{**row.record(), "file": subject.file.name} for row in rows])
     kept.remove()
+
+
+def _protocol(
+    asked: EvaluateConfig,
+    config: BaseConfig,
+    dataset: DataSet,
+    synthetic: Synthetic,
+    stages: list[Synthetic],
+) -> Protocol:
+    """How a network is trained: as asked, else as published for it and such a set."""
+    cells, classes = synthetic.parametrisation.cells, len(dataset.classes)
+    epochs = asked.epoch_eval_train
+    if epochs is None:
+        ipc, shape = len(synthetic.images) // classes, dataset.image_shape
+        epochs = usual_epochs(asked.protocol, config.model, shape, classes, ipc, cells, len(stages))
+    num_val = usual_tests(len(stages)) if asked.num_val is None else asked.num_val
+    return make_protocol(
+        asked.protocol,
+        config,
+        dataset,
+        networks=asked.num_eval,
+        epochs=max(1, epochs // cells) if asked.same_compute else epochs,
+        batch_train=asked.batch_train,
+        lr=asked.lr,
+        num_val=num_val,
+    )
 
 
 Score = Callable[[Protocol, str, KeptScores], evaluation.Scores]
@@ -156,18 +177,16 @@ def _train_on_all(
 
 def _train_each(
     name: str,
-    networks: list[str],
     synthetic: Synthetic,
-    protocol: Protocol,
+    protocols: list[Protocol],
     kept: KeptScores,
     score: Score,
 ) -> list[Row]:
     """Several networks on the set, all by the settings it was distilled for."""
     rows = []
-    for model in networks:
-        own = dataclasses.replace(protocol, model=model)
-        desc = f"{model} on the distilled set"
-        scores = score(own, desc, kept)
+    for protocol in protocols:
+        model = protocol.model
+        scores = score(protocol, f"{model} on the distilled set", kept)
         lr = protocol.rate(float(synthetic.lr))
         rows.append(Row(name, model, len(synthetic.images), scores, lr, epochs=protocol.epochs))
     return rows
@@ -185,6 +204,12 @@ def _tell_each(subject: Subject, rows: list[Row], data: str, asked: EvaluateConf
     print(f"as a picture: {picture}")
 
 
+def _tell_stages(row: Row) -> None:
+    if row.earlier:
+        means = ", ".join(f"{mean:.2f}" for mean, _ in [*row.earlier, row.best or row.test])
+        print(f"best on the way, stage by stage: {means} %")
+
+
 def _tell(subject: Subject, asked: EvaluateConfig) -> None:
     if subject.published is not None and asked.eval_mode is None:
         print(f"published for this setting: {subject.published} %")
@@ -197,8 +222,7 @@ def _tell(subject: Subject, asked: EvaluateConfig) -> None:
 
 def _digest(
     config: BaseConfig,
-    protocol: Protocol,
-    networks: list[str],
+    protocols: list[Protocol],
     dataset: DataSet,
     sets: list[Synthetic],
     start: Tensor | None,
@@ -206,9 +230,9 @@ def _digest(
 ) -> str:
     """Of everything the numbers come from; real images for training only where they are used."""
     settings = {
-        "kind": type(protocol).__name__,
-        "protocol": dataclasses.asdict(protocol) | {"augment": config.dsa and config.dsa_strategy},
-        "networks": networks,
+        "kind": type(protocols[0]).__name__,
+        "protocols": [dataclasses.asdict(one) | {"augment": None} for one in protocols],
+        "augment": config.dsa and config.dsa_strategy,
         "classes": len(dataset.classes),
         "compare": REAL_STEPS if compare else None,
         "backend": config.backend,

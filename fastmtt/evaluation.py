@@ -36,15 +36,23 @@ class Scores(NamedTuple):
         seconds: what training and testing them took.
         best: the best of each one's accuracies on test images, the last and those on the way to it
             [networks], or None where the protocol tests but once.
+        earlier: of a staged set the best on each stage but the last [stages,networks], where the
+            protocol tests on the way.
     """
 
     test: Tensor
     held_out: Tensor | None
     seconds: float = 0.0
     best: Tensor | None = None
+    earlier: Tensor | None = None
 
 
 Kept = MutableMapping[str, Scores]
+# Trains some networks: of one, weights [S,P], numbers [S] and what to call after every step, the
+# trained weights and, stage by stage, the test accuracies [S] on the way.
+TrainAll = Callable[
+    [Network, Tensor, Tensor, Callable[[], None]], tuple[Tensor, list[list[Tensor]]]
+]
 
 
 def evaluate(
@@ -81,7 +89,7 @@ def evaluate(
 
     def train_all(
         network: Network, theta: Tensor, group: Tensor, after_step: Callable[[], None]
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         tested: list[Tensor] = []
 
         def validate(done: int, now: Tensor, _: Tensor | None) -> None:
@@ -94,7 +102,7 @@ def evaluate(
             theta = trained_on(
                 network, theta, own, lr, protocol, draws, members, after_step, validate
             )
-        return theta, tested
+        return theta, [tested]
 
     return in_groups(
         dataset,
@@ -118,7 +126,7 @@ def epoch_steps(examples: Examples, protocol: Protocol) -> int:
 def in_groups(
     dataset: DataSet,
     protocol: Protocol,
-    train_all: Callable[[Network, Tensor, Tensor, Callable[[], None]], tuple[Tensor, list[Tensor]]],
+    train_all: TrainAll,
     *,
     examples: Examples,
     steps: int,
@@ -133,8 +141,7 @@ def in_groups(
     Args:
         dataset: gives the images to test on.
         protocol: gives the networks.
-        train_all: trains some: of a network, weights [S,P], numbers [S] and what to call after
-            every step, the trained weights and the test accuracies [S] on the way.
+        train_all: see ``TrainAll``.
         examples: a set like those to train on: what fits side by side is measured with it.
         steps: that ``train_all`` takes.
         what: names the draws of initial weights.
@@ -161,17 +168,26 @@ def in_groups(
                 theta = start[group.to(start.device)]
             theta, tested = train_all(network, theta, group, meter.step)
             scores = _scores(theta, network, dataset)
-            highest = torch.stack([*tested, scores.test]).amax(0) if tested else None
-            kept[name] = scores._replace(seconds=monotonic() - begun, best=highest)
+            *earlier, last = [torch.stack(some).amax(0) if some else None for some in tested]
+            kept[name] = scores._replace(
+                seconds=monotonic() - begun,
+                best=None if last is None else torch.maximum(last, scores.test),
+                earlier=_joined(earlier, torch.stack),
+            )
     parts = [kept[name] for name in names]
-    held_out = [part.held_out for part in parts if part.held_out is not None]
-    best = [part.best for part in parts if part.best is not None]
     return Scores(
         torch.cat([part.test for part in parts]),
-        torch.cat(held_out) if held_out else None,
+        _joined([part.held_out for part in parts], torch.cat),
         sum(part.seconds for part in parts),
-        torch.cat(best) if best else None,
+        _joined([part.best for part in parts], torch.cat),
+        _joined([part.earlier for part in parts], partial(torch.cat, dim=1)),
     )
+
+
+def _joined(parts: list[Tensor | None], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+    """All parts as one, where there are any."""
+    found = [part for part in parts if part is not None]
+    return join(found) if found else None
 
 
 def _network(dataset: DataSet, protocol: Protocol) -> Network:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,30 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cos": lambda g, r: _one_minus_cosine(g.flatten(2), r.flatten(2)).sum(1),
 }
 _SMALL = 1e-6  # the published program's, beside the product of norms
+
+
+class MatchSizes(NamedTuple):
+    """The sizes of a match of gradients.
+
+    Attributes:
+        classes: K.
+        at_once: of these, those matched side by side.
+        stored: images a class of the set.
+        decoded: training images that they give.
+        real: images of a class's real batch.
+        synthetic: training images of a class that are matched.
+        net_batch: images in a batch of the networks whose gradients are matched.
+        image_shape: a training image's (C, H, W).
+    """
+
+    classes: int
+    at_once: int
+    stored: int
+    decoded: int
+    real: int
+    synthetic: int
+    net_batch: int
+    image_shape: tuple[int, ...]
 
 
 def match_gradients(

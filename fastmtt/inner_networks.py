@@ -19,13 +19,13 @@ from fastmtt.diffaug import DiffAug, without
 from fastmtt.evaluation import examples_of
 from fastmtt.experts.published import Experts
 from fastmtt.objective import Setting
+from fastmtt.protocol import idc_milestones
 from fastmtt.recipe import Examples, Recipe
 from fastmtt.student import initial_weights
 from fastmtt.student.zoo import make_network
 from fastmtt.training import train
 
 MOMENTUM = 0.9  # of the published optimiser of these networks
-EARLIER_EPOCHS = 5  # that part of an evaluation's epochs is trained on each earlier set
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,8 @@ class InnerNetworks:
             weights = self.store.segment(self.experts[pick], config.pt_from, config.pt_from)[0]
         else:
             weights = initial_weights(self.make, self.seed, "inner network init", iteration)
-        theta = weights[None].to(like)
-        theta = self.after_earlier_sets(theta, "earlier set", [iteration])
         self.iteration, self.velocity = iteration, None
+        theta = self._after_earlier_sets(weights[None].to(like))
         if config.early:
             recipe = replace(self.recipe, epochs=config.early)
             theta = self._trained(theta, recipe, "early", 0)
@@ -120,37 +119,25 @@ class InnerNetworks:
         )
         return self._trained(theta, recipe, "inner network", inner * config.net_epoch)
 
-    def after_earlier_sets(self, theta: Tensor, what: str, members: list[int]) -> Tensor:
-        """Weights [S,P] after training on each earlier stage's set, all images up to it.
-
-        Args:
-            theta: where they begin [S,P].
-            what: names the draws.
-            members: the networks' numbers.
-        """
-        config, stage = self.setting.config, self.setting.stage
-        if stage.earlier is None:
-            return theta
-        epochs = config.epoch_eval_train // EARLIER_EPOCHS
+    def _after_earlier_sets(self, theta: Tensor) -> Tensor:
+        """Weights after training on each earlier stage's set, all images up to it."""
+        config = self.setting.config
+        epochs = config.earlier_epochs
         recipe = replace(
             self.recipe,
             epochs=epochs,
             augment=self._augment(config.dsa_strategy),
-            milestones=(2 * epochs // 3, 5 * epochs // 6),
+            milestones=idc_milestones(epochs),
         )
-        for number in range(1, stage.number + 1):
-            rows = stage.frozen * number // stage.number
-            union = stage.earlier.with_tensors(
-                stage.earlier.images[:rows], stage.earlier.labels[:rows], stage.earlier.lr
-            )
+        for number, earlier in enumerate(self.setting.stage.sets, 1):
             theta = train(
                 self.setting.student,
                 theta,
-                examples_of(union),
+                examples_of(earlier),
                 recipe,
                 seed=self.seed,
-                what=f"{what} {number}",
-                members=members,
+                what=f"earlier set {number}",
+                members=[self.iteration],
             )
         return theta
 

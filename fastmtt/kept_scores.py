@@ -18,7 +18,7 @@ from fastmtt.evaluation import Scores
 from fastmtt.files import one_line, replacing
 from fastmtt.progress import say
 
-KIND = "fastmtt evaluation 3"
+KIND = "fastmtt evaluation 4"
 _PART = 4096  # images hashed at a time
 
 
@@ -53,7 +53,7 @@ class KeptScores(UserDict[str, Scores]):
     def __setitem__(self, name: str, scores: Scores) -> None:
         self.data[name] = scores
         rows = {
-            key: [_numbers(some.test), _numbers(some.held_out), some.seconds, _numbers(some.best)]
+            key: [value.tolist() if isinstance(value, Tensor) else value for value in some]
             for key, some in self.data.items()
         }
         with replacing(self.path) as temporary:
@@ -95,17 +95,17 @@ def digest_of(settings: Mapping[str, Any], tensors: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _numbers(accuracies: Tensor | None) -> list[float] | None:
-    return None if accuracies is None else accuracies.tolist()
-
-
 def _scores(
-    test: list[float], held_out: list[float] | None, seconds: float, best: list[float] | None
+    test: list[float],
+    held_out: list[float] | None,
+    seconds: float,
+    best: list[float] | None,
+    earlier: list[list[float]] | None,
 ) -> Scores:
-    tests, held, bests = (
+    tests, held, bests, stages = (
         None if row is None else torch.tensor(row, dtype=torch.float64)
-        for row in (test, held_out, best)
+        for row in (test, held_out, best, earlier)
     )
     if tests is None or tests.dim() != 1:
         raise ValueError("its scores are no lists of numbers")
-    return Scores(tests, held, float(seconds), bests)
+    return Scores(tests, held, float(seconds), bests, stages)

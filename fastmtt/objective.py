@@ -98,7 +98,10 @@ class Objective(Protocol):
         ...
 
     def evaluated_from(self, networks: int) -> Tensor | None:
-        """Weights [networks,P] that an evaluation begins with; None: fresh ones."""
+        """Weights [networks,P] that know a later stage's earlier sets; None: fresh ones.
+
+        Fresh networks are trained on these sets first, as their protocol has it.
+        """
         ...
 
 

@@ -24,7 +24,7 @@ _LEAST: dict[str, float] = {
     **dict.fromkeys(("res", "current_max_start_epoch", "expansion_end_epoch"), 1),
     **dict.fromkeys(("factor", "batch_real", "batch_syn_max", "inner_loop", "net_batch"), 1),
     **dict.fromkeys(("net_epoch", "n_data"), 1),
-    **dict.fromkeys(("mom_img", "net_lr", "net_wd", "early", "mix_p", "beta"), 0),
+    **dict.fromkeys(("mom_img", "net_lr", "net_wd", "earlier_epochs", "early", "mix_p", "beta"), 0),
     "pt_from": -1,
     "Label_Model_Timestamp": -(2**31),
     "networks": 1,

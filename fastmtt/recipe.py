@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastmtt.augment import DSA
+from fastmtt.augment import Parameters
 from fastmtt.cutmix import CutMix
 from fastmtt.parametrisation import PIXELS, Pixels
 
@@ -107,6 +108,18 @@ class Schedule(Protocol):
         ...
 
 
+class Augmentation(Protocol):
+    """What changes the images of a batch, by draws that are data; DSA is one."""
+
+    def draw(self, rng: np.random.Generator, batch: int, image_shape: Sequence[int]) -> Parameters:
+        """Parameters of one student's batch, by key."""
+        ...
+
+    def apply(self, x: Tensor, parameters: Parameters) -> Tensor:
+        """Augment images [S,B,C,H,W]."""
+        ...
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How students are trained: SGD over shuffled epochs, the last partial batch kept.
@@ -119,7 +132,7 @@ class Recipe:
         weight_decay: added to the gradient as weight_decay * theta.
         decay_after: index of the epoch after which lr drops to a tenth and the momentum is
             forgotten, as a new optimiser would; None for a constant lr.
-        augment: DSA on every batch, or None.
+        augment: of every batch, or None.
         sharpness: GSAM's direction in place of the gradient, or None.
         schedule: which examples an epoch sees, or None for all.
         precision: what the student is to be made with (``make_student``).
@@ -137,7 +150,7 @@ class Recipe:
     momentum: float = 0.0
     weight_decay: float = 0.0
     decay_after: int | None = None
-    augment: DSA | None = None
+    augment: Augmentation | None = None
     sharpness: Sharpness | None = None
     schedule: Schedule | None = None
     precision: str | None = None

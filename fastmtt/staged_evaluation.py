@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from fastmtt.evaluation import (
 )
 from fastmtt.protocol import Protocol
 from fastmtt.synthetic import Synthetic
-from fastmtt.training import Network, train
+from fastmtt.training import Network, accuracy, train
 
 
 def evaluate_stages(
@@ -32,8 +31,8 @@ def evaluate_stages(
 ) -> Scores:
     """Accuracy of networks trained on the union of stages 1 to i, for i from first to last.
 
-    Each stage takes ``protocol.epochs + 1`` epochs at its own learning rate, a tenth of it from
-    the middle on; the momentum goes on through all of them (PDD, arXiv 2310.06982).
+    Each stage is trained on by the protocol, at its own learning rate where the protocol takes it;
+    the momentum goes on through all of them (PDD, arXiv 2310.06982).
 
     Args:
         dataset: gives the images to test on.
@@ -44,47 +43,46 @@ def evaluate_stages(
         start: initial weights [networks,P] in place of fresh ones.
     """
     unions = [examples_of(one) for one in sets]
-    rates = [float(one.lr.detach()) for one in sets]
+    rates = [protocol.rate(float(one.lr.detach())) for one in sets]
 
     def train_all(
         network: Network, theta: Tensor, group: Tensor, after_step: Callable[[], None]
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         members, velocity = group.tolist(), None
+        tested: list[list[Tensor]] = []
 
-        def keep(_: int, __: Tensor, momentum: Tensor | None) -> None:
+        def after_epoch(done: int, now: Tensor, momentum: Tensor | None) -> None:
             nonlocal velocity
             velocity = momentum
+            ends = done == protocol.length and len(tested) < len(unions)
+            if done in protocol.validations or (protocol.validations and ends):
+                tested[-1].append(accuracy(network, now, dataset.test_images, dataset.test_labels))
 
         for number, (examples, lr) in enumerate(zip(unions, rates, strict=True)):
-            recipe = replace(
-                protocol.recipe(examples, [lr] * len(members)),
-                decay_after=None,
-                milestones=(protocol.epochs // 2 + 2,),
-                gamma=0.1,
-            )
             what = f"evaluation stage {number}" if number else "evaluation"
             device = examples.images.device
+            tested.append([])
             with own_draws(device, protocol.seed, what, members[0]):
                 theta = train(
                     network,
                     theta.to(device),
                     examples,
-                    recipe,
+                    protocol.stage_recipe(number, examples, [lr] * len(members)),
                     seed=protocol.seed,
                     what=what,
                     members=members,
                     velocity=velocity,
-                    after_epoch=keep,
+                    after_epoch=after_epoch,
                     after_step=after_step,
                 )
-        return theta, []
+        return theta, tested
 
     return in_groups(
         dataset,
         protocol,
         train_all,
         examples=unions[-1],
-        steps=sum(epoch_steps(union, protocol) for union in unions) * (protocol.epochs + 1),
+        steps=sum(epoch_steps(union, protocol) for union in unions) * protocol.length,
         what="evaluation",
         desc=desc,
         settings=f"lr {rates!r}, {'fresh' if start is None else 'given'} weights",

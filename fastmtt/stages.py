@@ -37,13 +37,20 @@ class Stage:
     """Where a distillation stands among its run's stages.
 
     Attributes:
-        number: counted from 0.
-        earlier: what the stages before it distilled, at the last one's learning rate; None for the
-            first stage.
+        sets: what each stage before it distilled, all images up to it, at its learning rate.
     """
 
-    number: int = 0
-    earlier: Synthetic | None = None
+    sets: tuple[Synthetic, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """Of the stage, counted from 0."""
+        return len(self.sets)
+
+    @property
+    def earlier(self) -> Synthetic | None:
+        """What the stages before it distilled; None for the first stage."""
+        return self.sets[-1] if self.sets else None
 
     @property
     def frozen(self) -> int:

@@ -67,11 +67,6 @@ def find_subject(asked: EvaluateConfig) -> Subject:
     made_with = parse("distill", ["--cfg", str(folder / "config.yaml")])
     name = f"distilled set ({file.stem.removeprefix('distilled_')})"
     if made_with.num_intervals > 1 and given.is_dir() and asked.which == "best":
-        if asked.protocol == "idc":
-            raise FastmttError(
-                f"protocol idc trains on one set, and {folder} is a staged run's; name one of its "
-                "distilled_*.safetensors, or set protocol to mtt"
-            )
         stages = _stages(folder, made_with.num_intervals)
         name = f"distilled set ({len(stages)} stages)"
         return Subject(stages[-1], name, made_with, made_with.published, ours=True, stages=stages)

@@ -135,7 +135,9 @@ class _Trainer:
             self.velocity.copy_(student.pack(velocity))
         lr = torch.as_tensor(recipe.lr, dtype=theta.dtype, device=theta.device)
         self.lr = lr.reshape(-1, 1).clone()
-        self.graph = can_capture(recipe.graph, student, recipe.augment is not None, theta)
+        # other augmentations may bring constants to a GPU at every call, which no graph records
+        ours = recipe.augment is None or isinstance(recipe.augment, DSA)
+        self.graph = can_capture(recipe.graph and ours, student, recipe.augment is not None, theta)
         self._places: Latest[_Places] = Latest(4)  # a full batch's, and remainders
 
     def epoch(self, drawn: Draws) -> Iterator[None]:

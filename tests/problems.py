@@ -7,6 +7,7 @@ import torch
 
 import fastmtt
 from fastmtt import batches
+from fastmtt.parametrisation import PIXELS
 
 
 def meta_gradients(loss, given):
@@ -31,6 +32,7 @@ class Problem:
         dsa=None,
         seed=0,
         n=6,
+        parametrisation=PIXELS,
     ):
         self.module, self.shape, self.steps = networks.seeded(make, seed), shape, steps
         base = naive.flat_weights(self.module)
@@ -40,7 +42,7 @@ class Problem:
         self.data = {
             "start": start,
             "target": start + 0.05 * self._normal(segments, self.size),
-            "images": self._normal(n, *shape),
+            "images": self._normal(n, *parametrisation.stored_shape(shape)),
             "labels": self._labels(labels, n),
             "lr": 0.05 + 0.01 * self._normal(*[steps] * (lr == "per step")),
         }
@@ -54,7 +56,9 @@ class Problem:
             batch_size=batch,
             image_shape=shape,
             augment=self.augment,
+            parametrisation=parametrisation,
         )
+        self.parametrisation = parametrisation
 
     def _normal(self, *shape):
         return torch.randn(shape, generator=self.random, dtype=torch.float64)
@@ -74,7 +78,11 @@ class Problem:
 
     def loss(self, given, **options):
         """Our matching loss."""
-        options = {"augment": self.augment, **options}
+        options = {
+            "augment": self.augment,
+            "parametrisation": self.parametrisation,
+            **options,
+        }
         matcher = fastmtt.TrajectoryMatcher(self.module, steps=self.steps, **options)
         return matcher(**given, draws=self.draws)
 

@@ -108,9 +108,60 @@ def test_halves():
     assert budget.halves(10) == [5, 2, 1] and budget.halves(1) == [] and budget.halves(9, 3) == [4]
 
 
-def test_on_a_cpu_nothing_is_announced(capsys):
-    budget.announce({"matching": 10**9}, torch.device("cpu"))
+def test_on_a_cpu_what_is_available_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(budget, "available", lambda: 3 * 2**30)
+    budget.announce({"matching": 2**30, "evaluation": 2**29}, torch.device("cpu"))
+    assert "matching takes 1.0 GiB, 3.0 GiB are available" in capsys.readouterr().err
+    budget.announce({}, torch.device("cpu"))
     assert not any(capsys.readouterr())
+
+
+def peak_of(step):
+    """The most bytes that a call's tensors took at a time, by the profiler's record of them."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    now, most = 0, 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("model", ["ConvNetD2W16", "ConvNetD3W32", "ConvNetD2W16MP"])
+def test_matching_gradients_takes_what_is_predicted(model, tmp_path, monkeypatch):
+    """A first iteration on a CPU, with all that its networks keep; at most half too much is said.
+
+    The compiled student, and one in plain torch, which a maximum makes of it.
+    """
+    monkeypatch.setattr(in_memory, "SHAPE", (3, 32, 32))
+    keys = dict(model=model, factor=2, inner_loop=2, batch_real=14, n_data=14, dsa=True, zca=False)
+    config, dataset = (
+        in_memory.configured("idc", **keys),
+        in_memory.make_dataset(dtype=torch.float32),
+    )
+    run = in_memory.began(tmp_path, config, dataset, [])
+    run.begin()
+    sizes, device = run.objective.sizes, torch.device("cpu")
+    predicted = budget.condensing(distill._unused(run), sizes, device)
+    measured = peak_of(run.step)
+    assert measured <= predicted <= 1.5 * measured, (measured, predicted)
+    if "MP" not in model:
+        assert budget.condensing(distill._unused(run), sizes, torch.device("cuda")) < predicted
+
+
+def test_gradient_matching_says_what_would_fit(tmp_path, monkeypatch, capsys):
+    keys = dict(model="ConvNetD1W8", factor=2, batch_real=12, zca=False)
+    run = Distillation(
+        in_memory.configured("idc", **keys), in_memory.make_dataset(dtype=torch.float32)
+    )
+    with distill._within_memory(run):
+        assert "predicted: evaluation takes 0.0 GiB" in capsys.readouterr().err
+    run.dataset = nowhere(run.dataset)
+    monkeypatch.setattr(budget, "_total", lambda device: 10**9)
+    within = distill._within_memory(run)
+    with pytest.raises(FastmttError, match=r"would fit: batch_real \d"), within:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def nowhere(dataset):

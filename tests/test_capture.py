@@ -12,7 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fastmtt
 from fastmtt import TrajectoryMatcher, batches, iteration
 from fastmtt.capture import Captured, Latest, can_capture, send
+from fastmtt.decode import Decode
 from fastmtt.ops import reference, use
+from fastmtt.parametrisation import Canvas
 from fastmtt.student import Room, make_student
 from fastmtt.student.zoo import ConvNet
 
@@ -20,6 +22,8 @@ KINDS = {
     "hard labels": dict(),
     "three segments, soft labels, DSA": dict(segments=3, labels="soft", dsa="S"),
     "a rate a step, all of DSA": dict(segments=2, lr="per step", dsa="M"),
+    "canvases": dict(segments=2, labels="soft", dsa="S", parametrisation=Canvas(2, 3)),
+    "cells": dict(segments=2, labels="soft", parametrisation=Decode(3, "multi")),
 }
 OPTIONS = {
     "exact": dict(),
@@ -47,7 +51,9 @@ def recorded(monkeypatch, extension):
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
 def test_iterations_are_recordable_and_have_the_bits_of_fresh_matchers(kinds, options, recorded):
     problems = [Problem(convnet, steps=4, seed=seed, **kinds) for seed in range(4)]
-    matcher = TrajectoryMatcher(problems[0].module, steps=4, augment=problems[0].augment, **options)
+    first = problems[0]
+    common = dict(augment=first.augment, parametrisation=first.parametrisation)
+    matcher = TrajectoryMatcher(first.module, steps=4, **common, **options)
     for p in problems:
         given = p.given()
         loss = matcher(**given, draws=p.draws)

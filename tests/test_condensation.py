@@ -12,7 +12,7 @@ import test_golden
 import torch
 from compare import assert_close
 from test_gradmatch import by_words
-from tolerances import FORMULA, META_GRADIENT
+from tolerances import FORMULA
 
 from fastmtt import draws
 from fastmtt.cutmix import CutMix
@@ -27,7 +27,7 @@ dataset, unscored = test_golden.dataset, test_golden.unscored
 MODEL, COUNT = "ConvNetD2W8", 42
 KEYS = dict(
     **dict(model=MODEL, factor=1, inner_loop=3, batch_real=5, n_data=10, net_batch=4),
-    **dict(net_lr=0.05, mixup_net="vanilla", lr_img=2.0, epoch_eval_train=30, zca=False),
+    **dict(net_lr=0.05, mixup_net="vanilla", lr_img=2.0, earlier_epochs=6, zca=False),
 )
 
 
@@ -170,12 +170,12 @@ def test_augmented_and_mixed(tmp_path, dataset):
     assert seen == {published_dsa.COLOR, published_dsa.CROP, published_dsa.CUTOUT}
 
 
-def after_earlier(network, theta, images, labels, number, seed, what, member, o):
+def after_earlier(network, theta, images, labels, number, seed, member, o):
     """Plain loops over each earlier set, all images up to it: 6 epochs, less from 4 and 5 on."""
     for earlier in range(1, number + 1):
         count, momentum = 6 * earlier, 0.0
         for epoch in range(6):
-            rng = draws.stream(seed, f"{what} {earlier} shuffle", member, epoch)
+            rng = draws.stream(seed, f"earlier set {earlier} shuffle", member, epoch)
             lr = o.net_lr * 0.2 ** ((epoch >= 4) + (epoch >= 5))
             for rows in torch.from_numpy(rng.permutation(count)).split(4):
                 nothing = [*range(len(rows))], (0, 0, 0, 0)
@@ -192,25 +192,24 @@ def test_pdds_stages(tmp_path, dataset, number):
     run = began(tmp_path / "1", dataset, num_intervals=3)
     run.distil(None, run.run)
     one = run.set.detached()
-    images = torch.cat([one.images, 1 - one.images])[: 6 * number]
-    union = one.with_tensors(images, one.labels.repeat(number), one.lr)
-    stage = Stage(number, union)
+    images = torch.cat([one.images, 1 - one.images])
+    sets = [
+        one.with_tensors(images[: 6 * earlier], one.labels.repeat(earlier), one.lr)
+        for earlier in range(1, number + 1)
+    ]
+    stage, union = Stage(tuple(sets)), sets[-1]
     seed = stage.seed(0)
     second = began(tmp_path / "2", dataset, stage, num_intervals=3)
     config, network = second.config, in_memory.network_of(MODEL)
     assert len(second.set.images) == 6 * number + 6
     assert (second.set.images[-6:] - one.images).norm() > 1, "new images are others"
 
-    def weights(it, init="inner network init", what="earlier set"):
+    def weights(it):
         make = lambda: in_memory.network_of(MODEL)  # noqa: E731
-        theta = initial_weights(make, seed, init, it).double()
-        more = network, theta, union.images, union.labels, number, seed, what, it, config
+        theta = initial_weights(make, seed, "inner network init", it).double()
+        more = network, theta, union.images, union.labels, number, seed, it, config
         return after_earlier(*more), 0.0
 
-    found = second.objective.evaluated_from(2)
-    for member in range(2):
-        wanted, _ = weights(member, "evaluation init", "evaluation earlier set")
-        assert_close(found[member], wanted, META_GRADIENT)
     compare(second, given_to(second, weights=weights), frozen=6 * number)
     kept = second.set.images[: 6 * number]
     assert torch.equal(kept, union.images.clamp(0, 1)), "but for the clamp they stay"
@@ -294,7 +293,7 @@ def test_it_goes_on_to_the_bits_of_one_never_stopped(tmp_path, dataset, way):
     if way == "a later stage":
         images = torch.rand(6, *in_memory.SHAPE, dtype=torch.float64)
         labels = torch.arange(3).repeat_interleave(2)
-        stage = Stage(1, Synthetic(images, labels, torch.tensor(0.01, dtype=torch.float64)))
+        stage = Stage((Synthetic(images, labels, torch.tensor(0.01, dtype=torch.float64)),))
     whole, first, second = (
         began(tmp_path / name, dataset, stage, **keys) for name in ("whole", "first", "second")
     )

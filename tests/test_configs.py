@@ -12,6 +12,7 @@ from published_rows import ROWS, means, names_of
 from fastmtt.config import parse
 from fastmtt.methods import METHODS
 from fastmtt.options import DistillConfig
+from fastmtt.protocol import usual_epochs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
@@ -93,6 +94,11 @@ mnist_ipc50        98.8 99.1
 fashionmnist_ipc1  70.7 81.0
 fashionmnist_ipc10 85.3 86.0
 fashionmnist_ipc50 89.1 86.2
+"""
+# The same with nine in each, of ImageNet-10; epochs of an evaluation.
+IDC_IMAGENET = """\
+imagenet10_ipc10 61.4 72.8 2000 1000
+imagenet10_ipc20 65.5 76.6 1500 1000
 """
 # PDD on IDC: images of all five stages, outer iterations, accuracy.
 PDD_ON_IDC = """\
@@ -216,6 +222,23 @@ def test_the_tables_of_idc_and_of_pdd_on_it() -> None:
             assert {key: getattr(config, key) for key in wanted} == wanted, stem
             assert ("flip" in config.dsa_strategy) == (data not in ("svhn", "mnist"))
             names.add(stem)
+    for line in IDC_IMAGENET.splitlines():
+        name, *cells = line.split()
+        data, _, ipc = name.partition("_ipc")
+        for factor, accuracy, epochs in zip((1, 3), cells[:2], cells[2:], strict=True):
+            stem = f"{data}_f1_ipc{ipc}" if factor == 1 else name
+            config = read(CONFIGS / "idc" / f"{stem}.yaml")
+            wanted = {
+                **dict(objective="gradmatch", metric="l1", lr_img=3e-3, n_data=500, early=10),
+                **dict(Iteration=499, inner_loop=100, mix_p=1.0, net_lr=0.01, net_batch=64),
+                **dict(model="ResNetAP-10", res=224, crop=True, protocol="idc", factor=factor),
+                "decode_type": "bound" if (factor, ipc) == (3, "20") else "single",
+                **dict(ipc=int(ipc), published=float(accuracy), epoch_eval_train=int(epochs)),
+            }
+            assert {key: getattr(config, key) for key in wanted} == wanted, stem
+            shape, kind = (3, 224, 224), ("idc", "ResNetAP-10")
+            assert usual_epochs(*kind, shape, 10, int(ipc), factor**2) == int(epochs)
+            names.add(stem)
     files = {path.stem for path in (CONFIGS / "idc").glob("*.yaml")}
     assert files == names | {"digits_ipc1"}
     for line in PDD_ON_IDC.splitlines():
@@ -223,6 +246,8 @@ def test_the_tables_of_idc_and_of_pdd_on_it() -> None:
         config = read(CONFIGS / "pdd" / f"idc_{name}.yaml")
         assert (config.num_intervals, config.Iteration) == (5, int(iterations) - 1)
         assert (config.published, config.n_data, config.factor) == (float(accuracy), 2000, 2)
+        assert (config.protocol, config.epoch_eval_train) == ("idc", 500)
+        assert config.earlier_epochs == 200
 
 
 @pytest.mark.parametrize("method", ["datm", "pad"])

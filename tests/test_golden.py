@@ -12,7 +12,7 @@ import torch
 from compare import assert_close
 from tolerances import META_GRADIENT
 
-from fastmtt import draws, evaluation
+from fastmtt import distillation, draws, evaluation
 from fastmtt.evaluation import Scores
 from fastmtt.labels import Labeller
 from fastmtt.student import make_student
@@ -26,6 +26,7 @@ def unscored(monkeypatch):
     """Accuracies are other tests' subject, and evaluation networks are float32."""
     scores = Scores(torch.tensor([0.5]), None)
     monkeypatch.setattr(evaluation, "evaluate_distilled", lambda *_, **__: scores)
+    monkeypatch.setattr(distillation, "evaluate_stages", lambda *_, **__: scores)
 
 
 @pytest.fixture(scope="module")

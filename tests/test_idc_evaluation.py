@@ -9,7 +9,7 @@ import pytest
 import straight_line
 import torch
 from compare import assert_close
-from tolerances import FORMULA
+from tolerances import FORMULA, META_GRADIENT
 
 from fastmtt import FastmttError, distill, draws, evaluate, evaluation
 from fastmtt.config import to_yaml
@@ -17,6 +17,7 @@ from fastmtt.data import load
 from fastmtt.diffaug import DiffAug
 from fastmtt.options import BaseConfig, DistillConfig
 from fastmtt.protocol import make_protocol
+from fastmtt.staged_evaluation import evaluate_stages
 from fastmtt.student import ConvNetStudent
 from fastmtt.synthetic import Synthetic
 from fastmtt.training import Examples
@@ -51,15 +52,17 @@ def mixed(rng, x, labels):
     return x, (1 - share) * y + share * y[partner]
 
 
-def trained_by_hand(network, theta, images, labels, member):
-    """One network: its weights at the end, and its weights at every test."""
-    augment, velocity, lr, at_tests = DiffAug("flip_crop_scale"), 0.0, 0.05, []
+def trained_by_hand(
+    network, theta, images, labels, member, what="evaluation", velocity=0.0, lr=0.05
+):
+    """One network: its weights and momentum at the end, and its weights at every test."""
+    augment, at_tests = DiffAug("flip_crop_scale"), []
     for epoch in range(EPOCHS):
         if epoch in (5, 6):  # two thirds of 8 and five sixths
             lr = lr / 5
         shuffle, dsa, cutmix = (
-            draws.stream(SEED, f"evaluation {what}", member, epoch)
-            for what in ("shuffle", "dsa", "cutmix")
+            draws.stream(SEED, f"{what} {draw}", member, epoch)
+            for draw in ("shuffle", "dsa", "cutmix")
         )
         for rows in torch.from_numpy(shuffle.permutation(len(images))).split(BATCH):
             drawn = augment.draw(dsa, len(rows), in_memory.SHAPE)
@@ -71,7 +74,12 @@ def trained_by_hand(network, theta, images, labels, member):
             theta = theta - lr * velocity
         if epoch + 1 in TESTED:
             at_tests.append(theta)
-    return theta, at_tests
+    return theta, velocity, at_tests
+
+
+def share_right(network, theta, dataset):
+    outputs = straight_line.logits(network, theta, dataset.test_images)
+    return float((outputs.argmax(1) == dataset.test_labels).double().mean())
 
 
 @pytest.fixture
@@ -81,31 +89,60 @@ def small():
     return dataset, Examples(dataset.train_images[rows], dataset.train_labels[rows])
 
 
-def test_weights_and_both_accuracies_of_a_straight_line_program(small, monkeypatch):
-    dataset, examples = small
-    protocol, fresh, ended = protocol_of(dataset), evaluation._fresh, []
-    scored = evaluation._scores
+@pytest.fixture
+def ended(monkeypatch):
+    """Fresh networks in float64; the weights that evaluations end with."""
+    fresh, scored, found = evaluation._fresh, evaluation._scores, []
 
     def scores(theta, *given):
-        ended.extend(theta)
+        found.extend(theta)
         return scored(theta, *given)
 
     monkeypatch.setattr(evaluation, "_fresh", lambda *given: fresh(*given).double())
     monkeypatch.setattr(evaluation, "_scores", scores)
+    return found
+
+
+def test_weights_and_both_accuracies_of_a_straight_line_program(small, ended):
+    dataset, examples = small
+    protocol = protocol_of(dataset)
     found = evaluation.evaluate(dataset, examples, 0.05, protocol)
     network, accuracies = in_memory.network_of(protocol.model), []
     for member in range(3):
-        theta = fresh(dataset, protocol, "evaluation", [member])[0].double()
-        theta, at_tests = trained_by_hand(network, theta, examples.images, examples.labels, member)
+        theta = evaluation._fresh(dataset, protocol, "evaluation", [member])[0]
+        given = network, theta, examples.images, examples.labels, member
+        theta, _, at_tests = trained_by_hand(*given)
         assert_close(ended[member], theta, FORMULA)
-        right = [
-            straight_line.logits(network, at, dataset.test_images).argmax(1) == dataset.test_labels
-            for at in at_tests
-        ]
-        accuracies.append([float(one.double().mean()) for one in right])
+        accuracies.append([share_right(network, at, dataset) for at in at_tests])
     assert found.test.tolist() == [line[-1] for line in accuracies]
     assert found.best.tolist() == [max(line) for line in accuracies]
     assert not torch.equal(found.best, found.test), "else the end would be enough"
+    assert found.earlier is None
+
+
+@pytest.mark.parametrize("stages", [2, 6])
+def test_stages_of_a_straight_line_program(small, ended, stages):
+    """Weights and momentum go on from set to set; from the sixth on at half the rate."""
+    dataset, examples = small
+    protocol, count = protocol_of(dataset), len(examples.images)
+    given = [torch.arange(count)[: 5 + min(number, 5)] for number in range(stages)]
+    sets = [
+        Synthetic(examples.images[rows], examples.labels[rows], torch.tensor(0.7)) for rows in given
+    ]
+    found = evaluate_stages(dataset, sets, protocol)
+    network = in_memory.network_of(protocol.model)
+    best = torch.empty(stages, 3, dtype=torch.float64)
+    for member in range(3):
+        theta, velocity = evaluation._fresh(dataset, protocol, "evaluation", [member])[0], 0.0
+        for number, one in enumerate(sets):
+            what = f"evaluation stage {number}" if number else "evaluation"
+            lr = 0.025 if number == 5 else 0.05
+            more = one.images, one.labels, member, what, velocity, lr
+            theta, velocity, at_tests = trained_by_hand(network, theta, *more)
+            best[number, member] = max(share_right(network, at, dataset) for at in at_tests)
+        assert_close(ended[member], theta, META_GRADIENT)
+        assert found.test[member] == share_right(network, theta, dataset)
+    assert torch.equal(found.earlier, best[:-1]) and torch.equal(found.best, best[-1])
 
 
 @pytest.mark.parametrize("model", ["ConvNetD1W8", "ConvNetD1W8BN"])
@@ -204,13 +241,31 @@ def test_a_distillation_by_idcs_protocol_tells_what_the_command_tells(tmp_path):
     assert during[-1] == told["idc"] != told["mtt"]
 
 
-@pytest.mark.parametrize(
-    ("other", "says"),
-    [({"num_intervals": 2}, "trains on one set"), ({"batch_train": 32}, "batches of 64")],
+def test_a_distillation_by_idcs_protocol_refuses_what_it_is_not():
+    with pytest.raises(FastmttError, match="batches of 64"):
+        DistillConfig(protocol="idc", batch_train=32)
+
+
+STAGED = (
+    "--dataset digits --method idc --model ConvNetD1W8 --threads 1 --num_intervals 2 --ipc 1 "
+    "--factor 1 --Iteration 1 --inner_loop 1 --n_data 64 --earlier_epochs 3 --eval_it 9 "
+    "--skip_first_eva --num_eval 2 --epoch_eval_train 4 --protocol idc --run_name r"
 )
-def test_a_distillation_by_idcs_protocol_refuses_what_it_is_not(other, says):
-    with pytest.raises(FastmttError, match=says):
-        DistillConfig(protocol="idc", **other)
+
+
+def test_a_staged_distillation_tells_what_the_command_tells(tmp_path, capsys):
+    distill.main([*STAGED.split(), "--save_path", str(tmp_path), "--data_path", str(tmp_path)])
+    (file,) = tmp_path.rglob("distilled_stage_2.safetensors")
+    lines = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
+    during = [line["accuracy"] for line in lines if "accuracy" in line]
+    short = "--protocol idc --num_eval 2 --epoch_eval_train 4 --num_val"
+    evaluate.main([str(file.parent), *short.split(), "2"])
+    last = json.loads((file.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert len(during) == 2 and during[-1] == last["accuracy"] <= last["best_accuracy"]
+    assert last["evaluated"] == "distilled set (2 stages)"
+    assert len(last["earlier_best_accuracies"]) == 1
+    told = capsys.readouterr().out
+    assert f"stage by stage: {last['earlier_best_accuracies'][0]:.2f}, " in told
 
 
 def test_random_images_at_the_one_rate_there_is_are_told_so(run, capsys):

@@ -48,6 +48,10 @@ NO_WEIGHT = "keep is loss, but loss_ratio is 0: no weight is left out"
             "--method idc --mixup_net vanilla --beta 2",
             ["beta is 2.0, but mixup_net is vanilla: it has no effect"],
         ),
+        (
+            "--method idc --earlier_epochs 9",
+            ["earlier_epochs is 9, but num_intervals is 1: it has no effect"],
+        ),
         ("--method pad", [NO_WEIGHT]),
         ("--keep depth", ["keep is depth, but depth_ratio is 0: no weight is left out"]),
         ("--method ftd --rho_max null", []),  # the row's alpha is nobody's mistake

@@ -107,7 +107,7 @@ def test_matched_gradients_beat_random_real_images(tmp_path):
     cfg = Path(__file__).parents[1] / "configs" / "idc" / "digits_ipc1.yaml"
     distill.main(["--cfg", str(cfg), "--save_path", str(tmp_path), "--run_name", "run"])
     run = tmp_path / "digits" / "1" / "ConvNetD2W32" / "run"
-    evaluate.main([str(run), "--compare"])
+    evaluate.main([str(run), "--compare", "--protocol", "idc"])
     found = {record["evaluated"].partition(" (")[0]: record for record in records(run)[-3:]}
     ours, random = found["distilled set"], found["random real images"]
     assert ours["accuracy"] - ours["accuracy_std"] > random["accuracy"] + random["accuracy_std"]

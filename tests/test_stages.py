@@ -9,7 +9,7 @@ import test_golden
 import torch
 from compare import assert_close
 from test_commands import failing
-from tolerances import META_GRADIENT, ROUNDING_32
+from tolerances import CONTINUED_EXPERT_32, META_GRADIENT
 
 from fastmtt import distill, draws, evaluate, evaluation, stages
 from fastmtt.data import load
@@ -72,7 +72,7 @@ def test_two_stages(tmp_path, dataset, model, method, monkeypatch):
     first.distil(first.store, first.run)
     union = first.set.detached()
 
-    stage = Stage(1, union)
+    stage = Stage((union,))
     seed = stage.seed(config.seed)
     assert seed != config.seed
     protocol, student = first.protocol, make_student(network, in_memory.SHAPE)
@@ -165,14 +165,14 @@ def test_the_second_stages_experts_go_on_where_the_first_ones_set_ends(staged):
     network = make_network("ConvNetD1W8", image_shape=(1, 8, 8), classes=10).double()
     for expert in (0, 1):
         start, _ = first.segment(expert, 0, 1)
-        seed = Stage(1, union).seed(0)
+        seed = Stage((union,)).seed(0)
         wanted = continued(
             *(digits, network, start.double(), union, 0.01, seed, expert),
             *(2, (10, 256)),
         )
         for snapshot in range(3):
             found = second.segment(expert, snapshot, 0 if snapshot else 1)[0]
-            assert_close(found, wanted[snapshot], 1000 * ROUNDING_32)
+            assert_close(found, wanted[snapshot], CONTINUED_EXPERT_32)
 
 
 def test_networks_are_trained_stage_by_stage(staged, capsys):

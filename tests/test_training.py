@@ -12,6 +12,7 @@ from tolerances import FORMULA
 from torch import nn
 
 from fastmtt import DSA, draws, training
+from fastmtt.cutmix import CutMix
 from fastmtt.parametrisation import Canvas
 from fastmtt.student import Room, flatten_parameters, initial_weights, make_student
 from fastmtt.student.zoo import make_network
@@ -185,6 +186,24 @@ def test_steps_are_recordable_and_have_the_bits_of_plain_ones(
     assert torch.equal(trained(), wanted)
     # batches of 4, 4 and 3 an epoch; the first one begins a momentum, twice
     assert [captured.calls for captured in Recordable.made] == [10 - 2, 5]
+
+
+def test_canvases_and_mixed_batches_are_recordable(monkeypatch, extension):
+    canvas, members = Canvas(2, 3), [0, 3]
+    images = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    examples = Examples(images, torch.arange(6) % 3, parametrisation=canvas)
+    recipe = Recipe(4, 3, 0.1, 0.9, augment=DSA("crop_color_scale"), cutmix=CutMix(3, 1))
+
+    def trained():
+        given = make_student(make(), SHAPE), start(members), examples, recipe
+        return train(*given, seed=SEED, what="x", members=members)
+
+    wanted = trained()
+    monkeypatch.setattr(Recordable, "made", [])
+    monkeypatch.setattr(training, "Captured", Recordable)
+    monkeypatch.setattr(Room, "scratch", lambda *_: torch.empty(0, dtype=torch.uint8))
+    assert torch.equal(trained(), wanted)
+    assert [captured.calls for captured in Recordable.made] == [7]  # the first begins a momentum
 
 
 def test_small_steps_share_their_overhead_and_large_ones_run_alone():

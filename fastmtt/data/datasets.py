@@ -74,6 +74,7 @@ def load(
     download: bool = False,
     subset: str = "imagenette",
     res: int | None = None,
+    crop: bool = False,
     held_out: int = 0,
     memory: int | None = None,
 ) -> DataSet:
@@ -88,6 +89,8 @@ def load(
         download: Fetch what is missing, where the source can be fetched.
         subset: Which ten classes of ImageNet.
         res: Height and width images are brought to, for ImageNet and folders.
+        crop: Keep their aspect ratio for it: their shorter side is brought to `res`, and the
+            middle cut out.
         held_out: Training images of each class kept out of training; always the same ones.
         memory: Bytes there are for the images (None, what the machine has available). Those that
             would take more than half of it as float32 are kept as `Images`.
@@ -98,7 +101,8 @@ def load(
     """
     row = _row(name)
     size = _res(name, row, res)
-    request = Request(Path(data_path).expanduser(), subset, size, download, progress)
+    _check_crop(name, row, crop, size)
+    request = Request(Path(data_path).expanduser(), subset, size, crop, download, progress)
     raw = _read(name, row, request)
     full_name = _full_name(name, row, request, raw)
     space = _space(row, raw, zca, progress)
@@ -147,6 +151,15 @@ def _res(name: str, row: "_Row", asked: int | None) -> int | None:
     return own
 
 
+def _check_crop(name: str, row: "_Row", crop: bool, size: int | None) -> None:
+    if crop and not row.any_res:
+        raise FastmttError(
+            f"crop is true, but {name}'s images are of one size, {size}x{size}; leave crop out"
+        )
+    if crop and size is None:
+        raise FastmttError("crop is true, but res does not say how large images become; give res")
+
+
 def _read(name: str, row: "_Row", request: Request) -> RawImages:
     if request.path.suffix == ".npz" and row.from_archive:
         assert row.classes and row.shape and request.res
@@ -181,6 +194,7 @@ def _full_name(name: str, row: "_Row", request: Request, raw: RawImages) -> str:
     """Tell subsets and sizes apart: stored experts carry the name."""
     height, width = raw.train_images.shape[-2:]
     size = str(height) if height == width else f"{height}x{width}"
+    size += "_crop" * request.crop
     part = {"ImageNet": [request.subset], "folder": [request.path.resolve().name]}.get(name, [])
     return "/".join([name, *part, size]) if row.any_res else name
 

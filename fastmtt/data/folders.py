@@ -51,6 +51,7 @@ def read_folder(request: Request) -> RawImages:
         path=root,
         source=f"the folder {root.resolve().name}",
         res=request.res,
+        crop=request.crop,
         show=request.show,
     )
 
@@ -140,6 +141,7 @@ def read_splits(
     res: int | None,
     show: bool,
     channels: int | None = None,
+    crop: bool = False,
 ) -> RawImages:
     """Decode two splits, or take them from the cache while no file has changed.
 
@@ -152,20 +154,22 @@ def read_splits(
         res: Height and width images are brought to, see `resized`; None, they must be equal.
         show: Show progress.
         channels: 1 or 3; None, 1 where all images are grayscale.
+        crop: Whether they keep their aspect ratio, see `cropped`.
     """
 
     def make() -> RawImages:
         shape = _shape([*train.files, *test.files], res, channels, show)
         return RawImages(
-            train_images=_decoded(train, shape, res, "train", show),
+            train_images=_decoded(train, shape, res, crop, "train", show),
             train_labels=torch.tensor(train.labels),
-            test_images=_decoded(test, shape, res, "test", show),
+            test_images=_decoded(test, shape, res, crop, "test", show),
             test_labels=torch.tensor(test.labels),
             classes=classes,
             source=source,
         )
 
-    digest = _digest(path, [train, test], classes, f"{res} {channels}")
+    how = f"{res} {channels}{' crop' if crop else ''}"
+    digest = _digest(path, [train, test], classes, how)
     return through_cache(digest, path, source, make)
 
 
@@ -190,10 +194,10 @@ def _digest(path: Path, splits: list[Split], classes: tuple[str, ...], how: str)
 
 
 def _decoded(
-    split: Split, shape: tuple[int, int, int], res: int | None, name: str, show: bool
+    split: Split, shape: tuple[int, int, int], res: int | None, crop: bool, name: str, show: bool
 ) -> Tensor:
     def read(index: int) -> np.ndarray:
-        return read_image(split.files[index], shape, res)
+        return read_image(split.files[index], shape, res, crop)
 
     return decode(len(split.files), shape, read, desc=f"decoding {name} images", show=show)
 

@@ -42,11 +42,13 @@ def open_image(file: str) -> Image.Image:
         raise FastmttError(f"{file} is no image ({one_line(error)})") from None
 
 
-def read_image(file: str, shape: tuple[int, int, int], res: int | None) -> np.ndarray:
+def read_image(
+    file: str, shape: tuple[int, int, int], res: int | None, crop: bool = False
+) -> np.ndarray:
     """Read one image as uint8 [C,H,W], or a .pt tensor; brought to `res` where it is given."""
     pixels = _tensor(file) if file.endswith(".pt") else _pixels(file, shape[0])
     if res is not None:
-        pixels = resized(pixels, res)
+        pixels = cropped(pixels, res) if crop else resized(pixels, res)
     if pixels.shape != shape:
         raise FastmttError(f"{file} is {list(pixels.shape)}, wanted {list(shape)}")
     return pixels.numpy()
@@ -99,3 +101,16 @@ def resized(image: Tensor, res: int) -> Tensor:
     size = (res, res)
     floats = interpolate(image[None].float(), size, mode="bilinear", antialias=False)[0]
     return floats.round_().clamp_(0, 255).byte()
+
+
+def cropped(image: Tensor, res: int) -> Tensor:
+    """Bring uint8 [C,H,W] to [C,res,res]: the shorter side by antialiasing, then the middle.
+
+    torchvision's Resize and CenterCrop, as IDC's programs use them.
+    """
+    # imported here: its registration takes a moment
+    from torchvision.transforms.v2 import functional
+
+    sides: Tensor = functional.resize(image, [res], antialias=True)
+    middle: Tensor = functional.center_crop(sides, [res, res])
+    return middle

@@ -80,6 +80,7 @@ def read_subset(request: Request) -> RawImages:
         path=root,
         source=f"the folders of ImageNet, {request.subset}",
         res=request.res,
+        crop=request.crop,
         channels=3,
         show=request.show,
     )
@@ -109,6 +110,7 @@ def read_1k(request: Request) -> RawImages:
         path=root,
         source="the folders of ImageNet",
         res=request.res,
+        crop=request.crop,
         channels=3,
         show=request.show,
     )
@@ -122,7 +124,8 @@ def _subset(name: str) -> dict[int, str]:
     if name == "imagenet100":
         raise FastmttError(
             "of IDC's hundred classes of ImageNet only the first ten are known here, imagenet10; "
-            "put the hundred folders into one of their own and load that by dataset folder"
+            "put the hundred class folders into train and val of a folder of their own and give "
+            "--dataset folder --data_path FOLDER --res 224 --crop"
         )
     if name not in _SUBSETS:
         near = difflib.get_close_matches(name.lower(), _SUBSETS, 1, 0.4)

@@ -52,6 +52,7 @@ class Request:
         path: Where the data lie.
         subset: Which part of ImageNet.
         res: Height and width the images are brought to; None, as they are.
+        crop: Keep their aspect ratio for it and cut off what sticks out.
         download: Fetch what is missing, where the source can be fetched.
         show: Show progress on stderr.
     """
@@ -59,5 +60,6 @@ class Request:
     path: Path
     subset: str
     res: int | None
+    crop: bool
     download: bool
     show: bool

@@ -7,7 +7,7 @@ from fastmtt.errors import FastmttError
 from fastmtt.ranges import check_ranges
 
 # Keys by subject, in the order of --help.
-DATA = "dataset data_path subset res download zca"
+DATA = "dataset data_path subset res crop download zca"
 NETWORK = "model dsa dsa_strategy batch_train"
 MACHINE = "device backend precision no_graph threads seed"
 CURRICULUM = (
@@ -31,6 +31,8 @@ class BaseConfig:
             imagemeow, imagesquawk or IDC's imagenet10 [MTT].
         res: Height and width images are brought to (null, the data set's own; 128 for ImageNet)
             [MTT].
+        crop: Bring the shorter side of ImageNet's or a folder's images to res, antialiased, and cut
+            out the middle [IDC]; without it both sides are brought to res [MTT].
         held_out: Training images of each class kept out of training, to select a set by.
         download: Fetch the data where they are missing.
         model: Network, by the field's names: ConvNet, ConvNetD4, VGG11, ResNet18 and so on, or
@@ -54,6 +56,7 @@ class BaseConfig:
     data_path: str = "data"
     subset: str = "imagenette"
     res: int | None = None
+    crop: bool = False
     held_out: int = 0
     download: bool = False
     model: str = "ConvNet"

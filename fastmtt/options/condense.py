@@ -7,7 +7,9 @@ from fastmtt.options.base import ExpertConfig
 
 # Keys by subject, in the order of --help.
 GRADIENTS = "metric bias fc batch_real batch_syn_max aug_type inner_loop"
-INNER_NETWORKS = "net_lr net_wd net_batch net_epoch n_data early pt_from mixup_net mix_p beta"
+INNER_NETWORKS = (
+    "net_lr net_wd net_batch net_epoch n_data earlier_epochs early pt_from mixup_net mix_p beta"
+)
 
 # What gradient matching has no use for, with the reason.
 TRAJECTORIES = {
@@ -50,6 +52,8 @@ class CondenseConfig(ExpertConfig):
         net_batch: Images in their batches [IDC's batch_size].
         net_epoch: Passes of n_data images between two matches [IDC].
         n_data: Real images that a network is trained on in such a pass [IDC].
+        earlier_epochs: Epochs that a later stage's network is first trained on each earlier stage's
+            set, all images up to it [PDD].
         early: Epochs it is trained on all real images before its first match [IDC].
         pt_from: It begins as this snapshot of an expert (-1, with fresh weights) [IDC].
         mixup_net: CutMix on the batches it is trained on, or vanilla: none [IDC].
@@ -73,6 +77,7 @@ class CondenseConfig(ExpertConfig):
     net_batch: int = 64
     net_epoch: int = 1
     n_data: int = 500
+    earlier_epochs: int = 200
     early: int = 0
     pt_from: int = -1
     mixup_net: Literal["cut", "vanilla"] = "cut"

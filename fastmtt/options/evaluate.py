@@ -27,6 +27,7 @@ class EvaluateConfig:
         data_path: Folder the data lie in, or an .npz archive of JPEG images [MTT].
         subset: Subset of dataset ImageNet [MTT].
         res: Height and width images are brought to [MTT].
+        crop: Bring their shorter side to res and cut out the middle [IDC].
         download: Fetch the data where they are missing.
         model: Network to train [MTT].
         zca: Whiten the images by ZCA [MTT].
@@ -46,11 +47,13 @@ class EvaluateConfig:
         model_eval: Networks of eval_mode other, joined by commas [MTT].
         num_eval: Networks trained, of each architecture [MTT].
         epoch_eval_train: Number of the last epoch, counted from 0; by protocol idc, of
-            epochs [MTT].
+            epochs (null, as published: 1000, and what docs/networks.md lists for idc) [MTT].
         protocol: How networks are trained: mtt as in the trajectory-matching family, idc as in IDC,
             by CutMix, its augmentation and lr 0.01 unless lr is given [IDC].
         num_val: Tests of a network by protocol idc, evenly over its epochs; the best is told beside
-            the last [IDC].
+            the last (null, 4, and 50 on each stage of a staged run) [IDC].
+        same_compute: Of a set whose stored images hold several, train for as many times fewer
+            epochs by protocol idc [IDC].
         factor: Of IDC's file in data_dir, cells on a side of a stored image [IDC].
         compare: Train on as many random real images and on all real images as well.
         stage_init: Of a staged run, whose networks are trained on one stage's images after
@@ -64,8 +67,8 @@ class EvaluateConfig:
         "distilled images": "run which data_dir label_dir lr_dir lr factor",
         "data": DATA,
         "network and its batches": NETWORK,
-        "evaluation": "eval_mode model_eval protocol num_val num_eval epoch_eval_train stage_init "
-        "compare",
+        "evaluation": "eval_mode model_eval protocol num_val num_eval epoch_eval_train "
+        "same_compute stage_init compare",
         "run": f"{MACHINE} resume",
     }
 
@@ -78,6 +81,7 @@ class EvaluateConfig:
     data_path: str | None = None
     subset: str | None = None
     res: int | None = None
+    crop: bool | None = None
     download: bool | None = None
     model: str | None = None
     zca: bool | None = None
@@ -93,9 +97,10 @@ class EvaluateConfig:
     eval_mode: Literal["S", "M", "W", "D", "A", "P", "N", "C", "BN", "other"] | None = None
     model_eval: str | None = None
     num_eval: int = 5
-    epoch_eval_train: int = 1000
+    epoch_eval_train: int | None = None
     protocol: Literal["mtt", "idc"] = "mtt"
-    num_val: int = 4
+    num_val: int | None = None
+    same_compute: bool = False
     factor: int = 1
     compare: bool = False
     stage_init: Literal["fresh", "released"] = "fresh"
@@ -126,10 +131,15 @@ class EvaluateConfig:
                 "protocol idc trains at lr 0.01 whatever a set was distilled with; leave out "
                 "lr_dir, or give lr"
             )
-        if self.protocol != "idc" and self.num_val != type(self).num_val:
+        if self.protocol != "idc" and self.num_val is not None:
             raise FastmttError(
                 f"num_val is {self.num_val}, but protocol {self.protocol} tests a network once, at "
                 "the end; leave it out, or set protocol to idc"
+            )
+        if self.protocol != "idc" and self.same_compute:
+            raise FastmttError(
+                f"same_compute is true, but protocol {self.protocol} does not ask what a stored "
+                "image holds; leave it out, or set protocol to idc"
             )
         if self.factor != 1 and self.data_dir is None:
             raise FastmttError(

@@ -50,6 +50,8 @@ def _reasons(config: ExpertConfig) -> dict[str, str]:
         return found
     if config.factor == 1:
         found["decode_type"] = "factor is 1"
+    if config.num_intervals == 1:
+        found["earlier_epochs"] = "num_intervals is 1"
     if config.objective == "gradmatch":
         found |= dict.fromkeys(_TRAJECTORIES, "objective is gradmatch")
         if config.mixup_net != "cut":

@@ -90,6 +90,35 @@ def test_images_of_any_size_and_mode_come_to_res(tmp_path: Path) -> None:
     torch.testing.assert_close(gray[0], gray[2], rtol=0, atol=1e-6)
 
 
+def test_cropped_images_keep_their_aspect_ratio(tmp_path: Path) -> None:
+    """As Pillow resizes the shorter side with antialiasing, to a byte's rounding on either way."""
+    root = subset_tree(tmp_path, "imagenet10", [])
+    wide = image(root / "train" / "n02869837" / "train_0.JPEG", 0, 0, 90)
+    Image.open(wide).crop((0, 0, 90, 50)).save(wide)
+    small = image(root / "val" / "n02869837" / "val_0.JPEG", 0, 0, 30)
+    Image.open(small).crop((0, 0, 20, 30)).save(small)
+    data = load("ImageNet", root, subset="imagenet10", res=32, crop=True, progress=False)
+    assert data.name == "ImageNet/imagenet10/32_crop" and data.image_shape == (3, 32, 32)
+    sides = Image.open(wide).resize((57, 32), Image.Resampling.BILINEAR)
+    larger = Image.open(small).resize((32, 48), Image.Resampling.BILINEAR)
+    for images, middle in (
+        (data.train_images, sides.crop((12, 0, 44, 32))),
+        (data.test_images, larger.crop((0, 8, 32, 40))),
+    ):
+        wanted = torch.from_numpy(np.array(middle)).permute(2, 0, 1)
+        off = data.space.to_pixels(images[:1])[0] * 255 - wanted
+        assert off.abs().max() <= 1 + 1e-3
+    stretched = load("ImageNet", root, subset="imagenet10", res=32, progress=False)
+    assert not torch.equal(stretched.train_images[0], data.train_images[0])
+
+
+def test_what_cannot_be_cropped_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FastmttError, match="CIFAR10's images are of one size, 32x32; leave crop"):
+        load("CIFAR10", tmp_path, crop=True)
+    with pytest.raises(FastmttError, match="give res"):
+        load("folder", tmp_path, crop=True)
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FastmttError) as unknown:
         load("ImageNet", tmp_path, subset="ImageFruits")
