@@ -18,7 +18,7 @@ methods: setup
 	.venv/bin/python -m bench.methods
 
 test: setup
-	.venv/bin/python -m pytest tests
+	.venv/bin/python -m pytest tests -n auto --maxprocesses 4 --dist worksteal
 
 # The documentation site, into site/; a warning is an error. The variable spares an advertisement.
 docs: setup
