@@ -1,0 +1,52 @@
+"""How the tests compile csrc/cuda: with setup.py's flags, and for the host."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc" / "cuda"
+
+
+def load_setup() -> ModuleType:
+    """setup.py as a module."""
+    spec = importlib.util.spec_from_file_location("fastmtt_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_on_host():
+    """The ops of csrc/cuda compiled for the host, as ``torch.ops.fastmtt_on_host``."""
+    from torch.utils.cpp_extension import load
+
+    sanitized = os.environ.get("FASTMTT_SANITIZE") == "1"
+    flags = load_setup().SANITIZED if sanitized else ["-O1"]
+    folder = ROOT / "build" / ("on_host_sanitized" if sanitized else "on_host")
+    folder.mkdir(parents=True, exist_ok=True)
+    load(
+        "fastmtt_on_host",
+        [str(path) for path in sorted(CSRC.glob("*_ops.cpp"))],
+        extra_cflags=[*flags, "-ffp-contract=off", "-Wall", "-Werror", "-DFASTMTT_ON_HOST"],
+        extra_ldflags=[flag for flag in flags if flag.startswith("-fsanitize")],
+        extra_include_paths=[str(ROOT / "tests" / "cuda")],
+        build_directory=str(folder),
+        is_python_module=False,
+    )
+    return torch.ops.fastmtt_on_host
+
+
+def declare_on_host() -> torch.library.Library:
+    """The schemas of fastmtt's ops in the namespace ``fastmtt_on_host``, as long as it lives."""
+    declared = torch.library.Library("fastmtt_on_host", "DEF")
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("fastmtt::"):
+            op, _, overload = name.removeprefix("fastmtt::").partition(".")
+            schema = getattr(getattr(torch.ops.fastmtt, op), overload or "default")._schema
+            declared.define(str(schema).removeprefix("fastmtt::"))
+    return declared
