@@ -9,7 +9,8 @@
 namespace fastmtt {
 
 inline void check_first(const char* op, const char* name, const at::Tensor& t) {
-  TORCH_CHECK(t.dim() == 2, "fastmtt::", op, ": ", name, " must have shape [S, P], got ", t.sizes());
+  TORCH_CHECK(
+      t.dim() == 2, "fastmtt::", op, ": ", name, " must have shape [S, P], got ", t.sizes());
   TORCH_CHECK(
       t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble,
       "fastmtt::", op, ": ", name, " must be float32 or float64, got ", t.scalar_type());

@@ -12,7 +12,8 @@ using at::Tensor;
 
 // The checks of two vectors a student; what kernels read of them.
 struct Vectors {
-  Vectors(const char* op, const Named& first, const Named& second) : op(op), a_in(first), b_in(second) {
+  Vectors(const char* op, const Named& first, const Named& second)
+      : op(op), a_in(first), b_in(second) {
     check_pair(op, first, second);
     check_devices(op, first, {second});
     a = with_dense_rows(first.tensor);
@@ -34,7 +35,8 @@ struct Vectors {
     check_students_result(op, {"result", result}, shape, a);
   }
   Tensor partial_sums(int64_t count) const {
-    return at::empty({a.size(0) * ((a.size(1) + kChunk - 1) / kChunk), count}, a.options().dtype(at::kDouble));
+    const int64_t chunks = (a.size(1) + kChunk - 1) / kChunk;
+    return at::empty({a.size(0) * chunks, count}, a.options().dtype(at::kDouble));
   }
 
   const char* op;

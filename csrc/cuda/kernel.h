@@ -6,10 +6,10 @@
 //
 // A kernel is a plain struct of its arguments with
 //
-//     kThreads                        threads of a block
-//     Shared, Thread                  what a block shares; what a thread keeps from barrier to barrier
-//     items(Stage<k>)                 how many items stage k = 0, 1, .. has; blocks take them in turn
-//     run(Stage<k>, block, item)      one item's work by one block
+//     kThreads                     threads of a block
+//     Shared, Thread               what a block shares; what a thread keeps past a barrier
+//     items(Stage<k>)              how many items stage k = 0, 1, .. has; blocks take them in turn
+//     run(Stage<k>, block, item)   one item's work by one block
 //
 // and kStages, where it has more than one: a stage sees all that earlier ones wrote, in one launch.
 // run() reads as one thread's program over a block: block.each(work) calls work(thread, mine) for
@@ -24,7 +24,7 @@
 
 #ifdef __CUDACC__
 #define FASTMTT_BODY __device__ __forceinline__
-#define FASTMTT_ANYWHERE __host__ __device__ __forceinline__  // what a launch calls as well: items()
+#define FASTMTT_ANYWHERE __host__ __device__ __forceinline__  // for items(): a launch asks too
 #else
 #define FASTMTT_BODY inline
 #define FASTMTT_ANYWHERE inline

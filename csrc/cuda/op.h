@@ -40,8 +40,9 @@ void run(const Kernel& kernel, const at::Tensor& where) {
 inline void check_devices(const char* op, const Named& first, std::initializer_list<Named> others) {
   for (const auto& [name, t] : others) {
     TORCH_CHECK(
-        t.device() == first.tensor.device(), "fastmtt::", op, ": ", name, " must be on the device of ",
-        first.name, ", ", first.tensor.device(), ", got ", t.device());
+        t.device() == first.tensor.device(), "fastmtt::", op, ": ", name,
+        " must be on the device of ", first.name, ", ", first.tensor.device(), ", got ",
+        t.device());
   }
 }
 
