@@ -130,9 +130,8 @@ struct SgdUpdate : Plain {
     const Chunk chunk = of.chunk(item);
     const T rate = rates[chunk.row * rates_row];
     block.each([&](int thread, Thread&) {
-      of.map(chunk, thread, result + chunk.row * result_row, [=](T theta, T g) {
-        return theta - rate * g;
-      });
+      T* out = result + chunk.row * result_row;
+      of.map(chunk, thread, out, [=](T theta, T g) { return theta - rate * g; });
     });
   }
 
@@ -208,6 +207,30 @@ struct RowSums {
   double* partial;
 };
 
+// RowSums, whose terms.finish leaves a factor of each row, and then, in a third stage,
+// result = terms.value(x, y, factor).
+template <typename T, class Terms>
+struct RowMap : RowSums<T, Terms> {
+  using Sums = RowSums<T, Terms>;
+  static constexpr int kStages = 3;
+
+  using Sums::items, Sums::run, Sums::of, Sums::terms;
+  FASTMTT_ANYWHERE int64_t items(Stage<2>) const { return of.items(); }
+
+  template <class Block>
+  FASTMTT_BODY void run(Stage<2>, Block& block, int64_t item) const {
+    const Chunk chunk = of.chunk(item);
+    const T factor = terms.factors[chunk.row];
+    block.each([&](int thread, auto&) {
+      T* out = result + chunk.row * result_row;
+      of.map(chunk, thread, out, [&](T x, T y) { return terms.value(x, y, factor); });
+    });
+  }
+
+  T* result;
+  int64_t result_row;
+};
+
 template <typename T>
 struct Products {
   static constexpr int kSums = 1;
@@ -222,6 +245,70 @@ struct Products {
 };
 
 template <typename T>
+struct SquaredDistances {
+  static constexpr int kSums = 1;
+  FASTMTT_BODY void add(int64_t row, int64_t j, T x, T y, double (&sums)[kSums]) const {
+    const double d = double(x) - double(y);
+    if (keep == nullptr || keep[row * keep_row + j]) sums[0] += d * d;
+  }
+  FASTMTT_BODY void finish(int64_t row, const double (&sums)[kSums]) const {
+    result[row] = static_cast<T>(sums[0]);
+  }
+
+  const bool* keep;  // or null
+  int64_t keep_row;
+  T* result;
+};
+
+// Of theta and g: the length of the gradient, scaled by the weights' sizes if adaptive.
+template <typename T>
+struct Perturbations {
+  static constexpr int kSums = 1;
+  FASTMTT_BODY void add(int64_t, int64_t, T theta, T g, double (&sums)[kSums]) const {
+    const double scaled = (adaptive ? double(theta) : 1.0) * double(g);
+    sums[0] += scaled * scaled;
+  }
+  FASTMTT_BODY void finish(int64_t row, const double (&sums)[kSums]) const {
+    factors[row] = static_cast<T>(rho / (std::sqrt(sums[0]) + 1e-12));
+  }
+  FASTMTT_BODY T value(T theta, T g, T step) const {
+    return theta + step * (adaptive ? theta * theta : T(1)) * g;
+  }
+
+  double rho;
+  bool adaptive;
+  T* factors;
+};
+
+// Of g and the perturbed g: the share of the second in the first.
+template <typename T>
+struct Combinations {
+  static constexpr int kSums = 3;
+  FASTMTT_BODY void add(int64_t, int64_t, T g, T perturbed, double (&sums)[kSums]) const {
+    sums[0] += double(g) * double(g);
+    sums[1] += double(perturbed) * double(perturbed);
+    sums[2] += double(g) * double(perturbed);
+  }
+  FASTMTT_BODY void finish(int64_t row, const double (&sums)[kSums]) const {
+    const double norm = std::sqrt(sums[0]), norm_perturbed = std::sqrt(sums[1]);
+    const double cosine = sums[2] / (norm_perturbed * norm + 1e-12);
+    factors[row] = static_cast<T>(cosine * norm / (norm_perturbed + 1e-12));
+  }
+  FASTMTT_BODY T value(T g, T perturbed, T share) const {
+    return perturbed - alpha * (g - share * perturbed);
+  }
+
+  T alpha;
+  T* factors;
+};
+
+template <typename T>
 using Dot = RowSums<T, Products<T>>;
+template <typename T>
+using Sqdist = RowSums<T, SquaredDistances<T>>;
+template <typename T>
+using GsamPerturb = RowMap<T, Perturbations<T>>;
+template <typename T>
+using GsamCombine = RowMap<T, Combinations<T>>;
 
 }  // namespace fastmtt::cuda

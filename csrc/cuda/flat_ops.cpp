@@ -50,6 +50,17 @@ void sum_rows(const Vectors& vectors, const Terms& terms) {
   run(RowSums<T, Terms>{vectors.pair<T>(), terms, partial.mutable_data_ptr<double>()}, vectors.a);
 }
 
+// Terms that keep a factor of each row, last among their members.
+template <typename T, class Terms, class... Given>
+void map_rows(const Vectors& vectors, const Tensor& result, Given... given) {
+  const Tensor partial = vectors.partial_sums(Terms::kSums);
+  const Tensor factors = at::empty({vectors.a.size(0)}, vectors.a.options());
+  const Terms terms{given..., factors.mutable_data_ptr<T>()};
+  run(RowMap<T, Terms>{{vectors.pair<T>(), terms, partial.mutable_data_ptr<double>()},
+                       result.mutable_data_ptr<T>(), result.stride(0)},
+      vectors.a);
+}
+
 void sgd_update_into(
     const Tensor& theta, const Tensor& g, const Tensor& lr, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -88,6 +99,65 @@ Tensor dot(const Tensor& a, const Tensor& b) {
   return result;
 }
 
+void sqdist_into(
+    const Tensor& theta, const Tensor& target, const std::optional<Tensor>& keep,
+    const Tensor& result) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Vectors vectors("sqdist", {"theta", theta}, {"target", target});
+  vectors.check_sums(result);
+  Tensor kept;
+  if (keep) {
+    check_keep(*keep, theta);
+    check_devices("sqdist", {"theta", theta}, {{"keep", *keep}});
+    kept = with_dense_rows(keep->expand(theta.sizes()));
+  }
+  AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sqdist", [&] {
+    sum_rows<scalar_t>(
+        vectors,
+        SquaredDistances<scalar_t>{keep ? kept.const_data_ptr<bool>() : nullptr,
+                                   keep ? kept.stride(0) : 0, result.mutable_data_ptr<scalar_t>()});
+  });
+}
+
+Tensor sqdist(const Tensor& theta, const Tensor& target, const std::optional<Tensor>& keep) {
+  check_first("sqdist", "theta", theta);
+  const Tensor result = at::empty({theta.size(0)}, theta.options());
+  sqdist_into(theta, target, keep, result);
+  return result;
+}
+
+void gsam_perturb_into(
+    const Tensor& theta, const Tensor& g, double rho, bool adaptive, const Tensor& result) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Vectors vectors("gsam_perturb", {"theta", theta}, {"g", g});
+  vectors.check_vectors(result);
+  AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::gsam_perturb", [&] {
+    map_rows<scalar_t, Perturbations<scalar_t>>(vectors, result, rho, adaptive);
+  });
+}
+
+Tensor gsam_perturb(const Tensor& theta, const Tensor& g, double rho, bool adaptive) {
+  const Tensor result = at::empty(theta.sizes(), theta.options());
+  gsam_perturb_into(theta, g, rho, adaptive, result);
+  return result;
+}
+
+void gsam_combine_into(
+    const Tensor& g, const Tensor& g_perturbed, double alpha, const Tensor& result) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const Vectors vectors("gsam_combine", {"g", g}, {"g_perturbed", g_perturbed});
+  vectors.check_vectors(result);
+  AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "fastmtt::gsam_combine", [&] {
+    map_rows<scalar_t, Combinations<scalar_t>>(vectors, result, static_cast<scalar_t>(alpha));
+  });
+}
+
+Tensor gsam_combine(const Tensor& g, const Tensor& g_perturbed, double alpha) {
+  const Tensor result = at::empty(g.sizes(), g.options());
+  gsam_combine_into(g, g_perturbed, alpha, result);
+  return result;
+}
+
 }  // namespace
 }  // namespace fastmtt::cuda
 
@@ -96,4 +166,10 @@ FASTMTT_CUDA_OPS(m) {
   m.impl("sgd_update.into", &fastmtt::cuda::sgd_update_into);
   m.impl("dot", &fastmtt::cuda::dot);
   m.impl("dot.into", &fastmtt::cuda::dot_into);
+  m.impl("sqdist", &fastmtt::cuda::sqdist);
+  m.impl("sqdist.into", &fastmtt::cuda::sqdist_into);
+  m.impl("gsam_perturb", &fastmtt::cuda::gsam_perturb);
+  m.impl("gsam_perturb.into", &fastmtt::cuda::gsam_perturb_into);
+  m.impl("gsam_combine", &fastmtt::cuda::gsam_combine);
+  m.impl("gsam_combine.into", &fastmtt::cuda::gsam_combine_into);
 }
