@@ -25,7 +25,8 @@ struct DeviceBlock {
 };
 
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) whole(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, Kernel::kResident)
+    whole(const __grid_constant__ Kernel kernel) {
   __shared__ typename Kernel::Shared shared;
   DeviceBlock<Kernel> block{shared, {}};
   for_stages<Kernel::kStages>([&](auto stage) {

@@ -12,7 +12,7 @@
 
 namespace fastmtt::cuda {
 
-constexpr int kFlatThreads = 256;
+constexpr int kFlatThreads = 256, kFlatResident = 4;
 constexpr int64_t kChunk = 2048;
 
 template <typename T>
@@ -121,7 +121,7 @@ struct Pair {
 
 template <typename T>
 struct SgdUpdate : Plain {
-  static constexpr int kThreads = kFlatThreads;
+  static constexpr int kThreads = kFlatThreads, kResident = kFlatResident;
 
   FASTMTT_ANYWHERE int64_t items(Stage<0>) const { return of.items(); }
 
@@ -146,7 +146,8 @@ struct SgdUpdate : Plain {
 // in the second, which hands them to terms.finish(row, sums).
 template <typename T, class Terms>
 struct RowSums {
-  static constexpr int kThreads = kFlatThreads, kStages = 2, kSums = Terms::kSums;
+  static constexpr int kThreads = kFlatThreads, kResident = kFlatResident;
+  static constexpr int kStages = 2, kSums = Terms::kSums;
   struct Shared {
     double lanes[kSums][kThreads];
   };

@@ -7,6 +7,7 @@
 // A kernel is a plain struct of its arguments with
 //
 //     kThreads                     threads of a block
+//     kResident                    blocks that a multiprocessor must have registers for
 //     Shared, Thread               what a block shares; what a thread keeps past a barrier
 //     items(Stage<k>)              how many items stage k = 0, 1, .. has; blocks take them in turn
 //     run(Stage<k>, block, item)   one item's work by one block
@@ -37,7 +38,7 @@ using Stage = std::integral_constant<int, kNumber>;
 
 // What most kernels are: of one stage, sharing and keeping nothing.
 struct Plain {
-  static constexpr int kStages = 1;
+  static constexpr int kStages = 1, kResident = 2;
   struct Shared {};
   struct Thread {};
 };

@@ -51,7 +51,7 @@ class TestSingle(CudaFlatOps):
     def test_memory_that_may_not_be_shared(self):
         a = torch.zeros(2, 12, device=DEVICE)
         overlapping = torch.as_strided(a, (2, 6), (6, 1), 3)
-        inside = torch.as_strided(a, (2, 6), (6, 1))
+        inside, rate = torch.as_strided(a, (2, 6), (6, 1)), torch.ones((), device=DEVICE)
         with pytest.raises(RuntimeError, match="result must be theta itself or lie apart"):
             self.run(
                 "sgd_update", inside, inside, self.tail("sgd_update", 2)[0], into=[overlapping]
