@@ -12,6 +12,7 @@ from fastmtt.ops import backends
 
 pytest.register_assert_rewrite("flat_contract", "head_contract")
 
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Tensors here are small: more threads only wait for each other, long on a busy machine."""

@@ -1,24 +1,11 @@
 """How the tests compile csrc/cuda: with setup.py's flags, and for the host."""
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import torch
+from building import ROOT, load_setup
 
-ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc" / "cuda"
-
-
-def load_setup() -> ModuleType:
-    """setup.py as a module."""
-    spec = importlib.util.spec_from_file_location("fastmtt_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def host_flags(sanitized: bool) -> list[str]:

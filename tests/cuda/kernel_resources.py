@@ -10,17 +10,21 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from compiling import CSRC, load_setup
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from building import ROOT, load_setup
 
 from fastmtt import toolchain
 
-TABLE = Path(__file__).parents[2] / "bench" / "results" / "cuda_kernels.md"
+CSRC = ROOT / "csrc" / "cuda"
+TABLE = ROOT / "bench" / "results" / "cuda_kernels.md"
 SHARED = 48 * 1024  # bytes of a block at most, where they are declared and not asked for
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
