@@ -6,6 +6,7 @@ Python, leaves the reason in fastmtt/_C_missing.txt and `python -m fastmtt.info`
     FASTMTT_NO_EXT=1        compile nothing
     FASTMTT_REQUIRE_EXT=1   an extension that cannot be built fails the installation
     FASTMTT_CUDA=0          leave csrc/cuda out, as where no CUDA toolkit is found
+    TORCH_CUDA_ARCH_LIST    compile csrc/cuda for these, in PyTorch's words ("8.6;9.0+PTX")
     FASTMTT_SANITIZE=1      check addresses and undefined behaviour (`make sanitize`)
 """
 
@@ -21,7 +22,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # sm_80 code serves all of 8.x; 9.0a is Hopper with wgmma; newer cards compile the PTX themselves.
-CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
+CUDA_TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "compute_90": "compute_90"}
+NVCC = ["-O3", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Werror"]
 # Every access asks a function: compiled inline, unrolled kernels take a quarter of an hour. Null
 # pointers and objects' ends, as long to compile, are the address sanitizer's as well.
 SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
@@ -54,15 +56,25 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
+def target_flags(targets: dict[str, str]) -> list[str]:
+    """What makes nvcc compile for these: code by the architecture it is made from."""
+    return [f"-gencode=arch={arch},code={code}" for code, arch in targets.items()]
+
+
 def compile_flags(toolkit) -> dict[str, list[str]]:
-    """Flags by compiler. Headers from pip follow as system folders: the toolkit's own go first."""
+    """Flags by compiler. Headers from pip follow as system folders: the toolkit's own go first.
+
+    nvcc goes without them, as a .cu file does without torch, which includes them.
+    """
     extra = toolkit.extra_includes if toolkit else ()
     headers = [flag for folder in extra for flag in ("-isystem", str(folder))]
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     # nothing fused behind our back: what two kernels compute must have the same bits in both
     speed = SANITIZED if os.environ.get("FASTMTT_SANITIZE") == "1" else ["-O3"]
     cxx = [*speed, "-ffp-contract=off", "-Wall", *openmp, *headers]
-    return {"cxx": cxx, "nvcc": ["-O3", *headers]}
+    # PyTorch itself says what TORCH_CUDA_ARCH_LIST asks for, if nothing is said here
+    targets = {} if os.environ.get("TORCH_CUDA_ARCH_LIST") else CUDA_TARGETS
+    return {"cxx": cxx, "nvcc": [*NVCC, *target_flags(targets)]}
 
 
 def write_facts(cuda: str, flags: list[str]) -> None:
@@ -89,8 +101,8 @@ def cuda_part() -> tuple[object | None, list[str], str]:
     if not found:
         return None, [], "none: csrc/cuda has no sources"
     os.environ["CUDA_HOME"] = str(toolkit.home)  # read when cpp_extension is imported
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-    return toolkit, found, f"{toolkit}, for {os.environ['TORCH_CUDA_ARCH_LIST']}"
+    targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or ", ".join(CUDA_TARGETS)
+    return toolkit, found, f"{toolkit}, for {targets}"
 
 
 def extensions() -> list[Extension]:
@@ -107,7 +119,7 @@ def extensions() -> list[Extension]:
         kind(
             "fastmtt._C",
             ops + cuda_sources,
-            depends=sources("cpu/*.h", "cuda/*.h"),
+            depends=sources("*.h", "cpu/*.h", "cuda/*.h"),
             extra_compile_args=flags,
             extra_link_args=link,
         ),

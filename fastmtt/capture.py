@@ -92,8 +92,8 @@ def can_capture(wanted: bool, network: object, augments: bool, like: Tensor) -> 
     if not ours:
         say_once("a network or loss of one's own may look at its tensors: no CUDA graph is made")
         return False
-    plain = backends.forced() == "reference" or like.dtype != torch.float32
-    if augments and (plain or backends.missing("triton", "dsa") is not None):
+    plain = {row.op: row.backend for row in backends.table()}["dsa"] == "reference"
+    if augments and (plain or like.dtype != torch.float32):
         say_once("plain torch's DSA looks at its draws: no CUDA graph is made")
         return False
     return True

@@ -19,7 +19,7 @@ import torch
 from fastmtt import toolchain
 from fastmtt.command import command
 from fastmtt.errors import FastmttError, NoStudentError
-from fastmtt.ops import backends
+from fastmtt.ops import backends, reference
 from fastmtt.student import Structure, find_structure, make_student
 from fastmtt.student.zoo import make_network
 
@@ -117,7 +117,8 @@ def cuda() -> Lines:
     except toolchain.NotFoundError as reason:
         here = f"none: {reason}"
     built = [] if _build is None else [("CUDA in the extension", _build.build()["cuda"])]
-    return [("CUDA toolkit", here), *built]
+    held = [op for op in reference.__all__ if backends.compiled(op, "CUDA")]
+    return [("CUDA toolkit", here), *built, ("CUDA kernels", ", ".join(held) or "none")]
 
 
 def ops() -> Lines:

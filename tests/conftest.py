@@ -10,6 +10,8 @@ if not torch.cuda.is_available():
 
 from fastmtt.ops import backends
 
+pytest.register_assert_rewrite("flat_contract", "head_contract")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():

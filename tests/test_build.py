@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from building import ROOT, load_setup
 
 from fastmtt import toolchain
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "kernels")
 
 
@@ -175,50 +175,49 @@ def test_pure_python_wheel_says_why_and_holds_only_the_package(checkout, environ
     assert "fastmtt/py.typed" in names and not any(name.endswith(".so") for name in names)
 
 
-CUDA_SOURCE = r"""
-#include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
+def test_targets_are_ours_unless_torchs_variable_names_others(monkeypatch):
+    setup = load_setup()
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert [flag for flag in setup.compile_flags(None)["nvcc"] if "arch" in flag] == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")  # PyTorch makes flags of it if there are none
+    assert not any("arch" in flag for flag in setup.compile_flags(None)["nvcc"])
 
-__global__ void step(const float* theta, const float* g, const float* lr, float* out, int64_t n) {
-  int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (i < n) out[i] = theta[i] - *lr * g[i];
-}
 
-at::Tensor sgd_update(const at::Tensor& theta, const at::Tensor& g, const at::Tensor& lr) {
-  at::Tensor out = at::empty_like(theta);
-  step<<<(theta.numel() + 255) / 256, 256, 0, at::cuda::getCurrentCUDAStream()>>>(
-      theta.const_data_ptr<float>(), g.const_data_ptr<float>(), lr.const_data_ptr<float>(),
-      out.mutable_data_ptr<float>(), theta.numel());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return out;
-}
+def test_a_build_without_cuda_has_none_of_its_sources(monkeypatch):
+    setup = load_setup()
+    monkeypatch.setattr(setup, "write_facts", lambda cuda, flags: None)
+    monkeypatch.setenv("FASTMTT_CUDA", "0")
+    ops, _ = setup.extensions()
+    assert "csrc/cpu/flat.cpp" in ops.sources and not any("cuda" in s for s in ops.sources)
+    assert not any("cuda" in library for library in ops.libraries)
 
-TORCH_LIBRARY_IMPL(fastmtt, CUDA, m) { m.impl("sgd_update", &sgd_update); }
-"""
+
 LOAD = """
 import torch, fastmtt._C, fastmtt._build
-assert torch._C._dispatch_has_kernel_for_dispatch_key("fastmtt::sgd_update", "CUDA")
-assert "none" not in fastmtt._build.build()["cuda"]
-if torch.cuda.is_available():
-    theta, g = torch.randn(2, 3, 1000, device="cuda")
-    lr = torch.tensor(0.5, device="cuda")
-    assert torch.allclose(torch.ops.fastmtt.sgd_update(theta, g, lr), theta - 0.5 * g)
+names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastmtt::")]
+on_gpu = {n for n in names if torch._C._dispatch_has_kernel_for_dispatch_key(n, "CUDA")}
+assert {"fastmtt::sgd_update", "fastmtt::sgd_update.into", "fastmtt::linear_xent"} <= on_gpu
+assert fastmtt._build.build()["cuda"].endswith(", for 8.6"), fastmtt._build.build()["cuda"]
 """
 
 
 @pytest.mark.slow
-def test_cuda_source_compiles_links_and_loads(checkout):
+def test_cuda_sources_compile_link_and_load_for_the_targets_asked_for(checkout):
     try:
         toolchain.find_cuda(torch.version.cuda)
     except toolchain.NotFoundError as reason:
         pytest.skip(f"no usable CUDA toolkit: {reason}")
-    shutil.rmtree(checkout / "csrc" / "cuda", ignore_errors=True)
-    (checkout / "csrc" / "cuda").mkdir()
-    (checkout / "csrc" / "cuda" / "flat.cu").write_text(CUDA_SOURCE)
+    for source in (checkout / "csrc" / "cpu").glob("*.cpp"):
+        source.unlink()  # minutes of compiling that tell nothing here
     kept = {k: v for k, v in os.environ.items() if k.startswith("CUDA_")}
-    done = build(checkout, "build_ext", "--inplace", FASTMTT_REQUIRE_EXT="1", **kept)
+    kept |= {"FASTMTT_REQUIRE_EXT": "1", "TORCH_CUDA_ARCH_LIST": "8.6"}
+    done = build(checkout, "build_ext", "--inplace", **kept)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "code=sm_86" in done.stdout and "code=sm_80" not in done.stdout
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD], cwd=checkout, capture_output=True, text=True
     )

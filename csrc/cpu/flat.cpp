@@ -16,6 +16,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../flat_arguments.h"
 #include "results.h"
 #include "rows.h"
 #include "widest.h"
@@ -28,31 +29,6 @@ using at::Tensor;
 // Partial sums cover fixed chunks of a row, so that no result depends on the number of threads.
 constexpr int64_t kChunk = 4096;
 constexpr int64_t kChunksATask = 8;
-
-void check_first(const char* op, const char* name, const Tensor& t) {
-  TORCH_CHECK(t.dim() == 2, "fastmtt::", op, ": ", name, " must have shape [S, P], got ", t.sizes());
-  TORCH_CHECK(
-      t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble,
-      "fastmtt::", op, ": ", name, " must be float32 or float64, got ", t.scalar_type());
-}
-
-void check_alike(const char* op, const Named& argument, const Named& first) {
-  const auto& [name, t] = argument;
-  TORCH_CHECK(
-      t.sizes() == first.tensor.sizes(),
-      "fastmtt::", op, ": ", name, " must have the shape of ", first.name, ", ",
-      first.tensor.sizes(), ", got ", t.sizes());
-  TORCH_CHECK(
-      t.scalar_type() == first.tensor.scalar_type(),
-      "fastmtt::", op, ": ", name, " must have the dtype of ", first.name, ", ",
-      first.tensor.scalar_type(), ", got ", t.scalar_type());
-}
-
-// Two vectors of one shape and dtype a student.
-void check_pair(const char* op, const Named& first, const Named& second) {
-  check_first(op, first.name, first.tensor);
-  check_alike(op, second, first);
-}
 
 void check_vectors(const char* op, const Tensor& result, const Named& first, const Named& second) {
   check_result(op, {"result", result}, first.tensor.sizes(), first.tensor);
@@ -125,14 +101,8 @@ void sgd_update_into(
     const Tensor& theta, const Tensor& g, const Tensor& lr, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   check_pair("sgd_update", {"theta", theta}, {"g", g});
+  check_rate(lr, theta);
   const int64_t students = theta.size(0);
-  TORCH_CHECK(
-      lr.dim() == 0 || (lr.dim() == 1 && lr.size(0) == students),
-      "fastmtt::sgd_update: lr must have shape [] or [S] = [", students, "], got ", lr.sizes());
-  TORCH_CHECK(
-      lr.scalar_type() == theta.scalar_type(),
-      "fastmtt::sgd_update: lr must have the dtype of theta, ", theta.scalar_type(), ", got ",
-      lr.scalar_type());
   check_vectors("sgd_update", result, {"theta", theta}, {"g", g});
   const Tensor theta_rows = with_dense_rows(theta), g_rows = with_dense_rows(g);
   AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sgd_update", [&] {
@@ -182,15 +152,7 @@ void sqdist_into(
     const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   check_pair("sqdist", {"theta", theta}, {"target", target});
-  if (keep) {
-    TORCH_CHECK(
-        keep->scalar_type() == at::kBool, "fastmtt::sqdist: keep must be bool, got ",
-        keep->scalar_type());
-    TORCH_CHECK(
-        keep->sizes() == theta.sizes() || keep->sizes() == theta.sizes().slice(1),
-        "fastmtt::sqdist: keep must have shape [P] or [S, P] for theta ", theta.sizes(), ", got ",
-        keep->sizes());
-  }
+  if (keep) check_keep(*keep, theta);
   check_sums("sqdist", result, theta);
   const Tensor theta_rows = with_dense_rows(theta), target_rows = with_dense_rows(target);
   const Tensor keep_rows = keep ? with_dense_rows(keep->expand(theta.sizes())) : Tensor();

@@ -1,16 +1,16 @@
-// What the head's four ops share: sizes and checks of arguments, labels of either kind, and the
-// runs of images that threads work through.
+// What the head's four ops share: checks of arguments, labels of either kind, and the runs of images
+// that threads work through.
 
 #pragma once
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <array>
 #include <initializer_list>
 
+#include "../head_arguments.h"
 #include "results.h"
 #include "rows.h"
 #include "widest.h"
@@ -23,59 +23,30 @@ Rows<T> rows_of(const at::Tensor& t, int64_t student) {
   return {t.const_data_ptr<T>() + student * t.stride(0), t.stride(1)};
 }
 
-// The head's sizes, and the check of every argument against them.
-struct Head {
-  Head(const char* op, const at::Tensor& f, const at::Tensor& w) : op(op), like(f) {
-    TORCH_CHECK(f.dim() == 3, "fastmtt::", op, ": f must have shape [S, B, D], got ", f.sizes());
-    TORCH_CHECK(
-        f.scalar_type() == at::kFloat || f.scalar_type() == at::kDouble,
-        "fastmtt::", op, ": f must be float32 or float64, got ", f.scalar_type());
-    TORCH_CHECK(w.dim() == 3, "fastmtt::", op, ": w must have shape [S, K, D], got ", w.sizes());
-    TORCH_CHECK(
-        f.numel() > 0 && w.numel() > 0, "fastmtt::", op,
-        ": f and w must hold a student, an image, a feature and a class at least, got shapes ",
-        f.sizes(), " and ", w.sizes());
-    students = f.size(0);
-    batch = f.size(1);
-    features = f.size(2);
-    classes = w.size(1);
-    check("w", w, {students, classes, features});
-  }
+// The checks of every argument, and what the kernels read of it.
+struct Head : HeadArguments {
+  using HeadArguments::HeadArguments;
 
-  void check(const char* name, const at::Tensor& t, at::IntArrayRef shape) const {
-    TORCH_CHECK(
-        t.sizes() == shape, "fastmtt::", op, ": ", name, " must have shape ", shape, " for f ",
-        like.sizes(), ", got ", t.sizes());
-    TORCH_CHECK(
-        t.scalar_type() == like.scalar_type(), "fastmtt::", op, ": ", name,
-        " must have the dtype of f, ", like.scalar_type(), ", got ", t.scalar_type());
-  }
   at::Tensor checked_features(const char* name, const at::Tensor& t) const {
-    check(name, t, {students, batch, features});
+    check(name, t, features_shape());
     return with_dense_rows(t);
   }
   at::Tensor checked_weights(const char* name, const at::Tensor& t) const {
-    check(name, t, {students, classes, features});
+    check(name, t, weights_shape());
     return with_dense_rows(t);
   }
   at::Tensor checked_bias(const char* name, const at::Tensor& t) const {
-    check(name, t, {students, classes});
+    check(name, t, bias_shape());
     return t.contiguous();
   }
   at::Tensor checked_logits(const char* name, const at::Tensor& t) const {
-    check(name, t, {students, batch, classes});
+    check(name, t, logits_shape());
     return t.contiguous();
   }
-
-  bool soft(const at::Tensor& y) const { return y.is_floating_point(); }
   at::Tensor checked_labels(const at::Tensor& y) const {
-    if (soft(y)) return checked_logits("y", y);
-    const std::array<int64_t, 2> shape = {students, batch};
-    TORCH_CHECK(
-        y.scalar_type() == at::kLong && y.sizes() == at::IntArrayRef(shape), "fastmtt::", op,
-        ": y must be int64 of shape ", at::IntArrayRef(shape), " or probabilities of shape [",
-        students, ", ", batch, ", ", classes, "], got ", y.scalar_type(), " of shape ", y.sizes());
+    check_labels(y);
     const at::Tensor labels = y.contiguous();
+    if (soft(y)) return labels;
     const int64_t* label = labels.const_data_ptr<int64_t>();
     for (int64_t i = 0; i < images(); ++i) {
       TORCH_CHECK(
@@ -84,24 +55,14 @@ struct Head {
     }
     return labels;
   }
-
   void check_place(
       const char* name, const at::Tensor& t, at::IntArrayRef shape,
       std::initializer_list<Named> inputs) const {
     check_result(op, {name, t}, shape, like);
     check_apart(op, {name, t}, inputs);
   }
-  at::Tensor empty(at::IntArrayRef shape) const { return at::empty(shape, like.options()); }
-  at::Tensor empty_if(bool needed, at::IntArrayRef shape) const {
-    return needed ? empty(shape) : empty({0});
-  }
 
   int64_t images() const { return students * batch; }
-  std::array<int64_t, 3> logits_shape() const { return {students, batch, classes}; }
-
-  const char* op;
-  const at::Tensor& like;
-  int64_t students, batch, features, classes;
 };
 
 // The labels of every image, of either kind.

@@ -1,7 +1,8 @@
 """Which backend serves an op: per call, by device, dtype and what is built.
 
-``cpu`` is the compiled extension, ``triton`` the kernels for GPUs, ``reference`` plain torch.
-Nothing forced: the fastest that can serve, and a fall-back says so once. ``FASTMTT_BACKEND`` or
+``cpu`` and ``cuda`` are in the compiled extension, ``triton`` is Triton's kernels for GPUs,
+``reference`` plain torch. Nothing forced: the first of the device that can serve, Triton before
+CUDA, and a fall-back to plain torch says so once. ``FASTMTT_BACKEND`` or
 :func:`use` force one: a forced backend that has the op but cannot serve the call raises with its
 reason; an op it lacks altogether is served by the reference, as ``python -m fastmtt.info`` lists.
 """
@@ -24,8 +25,11 @@ from torch import Tensor
 from fastmtt.errors import FastmttError
 from fastmtt.ops import reference
 
-BACKENDS = ("reference", "cpu", "triton")
-_SERVED = {"cpu": (torch.float32, torch.float64), "triton": (torch.float32,)}
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+_BOTH = (torch.float32, torch.float64)
+_SERVED = {"cpu": _BOTH, "triton": (torch.float32,), "cuda": _BOTH}
+_KERNELS = {"cpu": "compiled", "triton": "Triton", "cuda": "CUDA"}
+_ON_GPU = ("triton", "cuda")  # in the order in which they are asked
 logger = logging.getLogger("fastmtt")
 _forced: ContextVar[str | None] = ContextVar("fastmtt_backend", default=None)
 
@@ -48,11 +52,21 @@ def extension_error() -> str | None:
 
 
 @cache
-def compiled(op: str) -> bool:
-    """Whether the extension holds a CPU kernel for ``op``."""
+def compiled(op: str, device: str = "CPU") -> bool:
+    """Whether the extension holds a kernel for ``op`` on a device, "CPU" or "CUDA"."""
     if extension_error() is not None:
         return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmtt::{op}", "CPU"))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastmtt::{op}", device))
+
+
+@cache
+def cuda_error() -> str | None:
+    """None if the extension's CUDA kernels can run, else why not."""
+    if (error := extension_error()) is not None:
+        return error
+    if not any(compiled(op, "CUDA") for op in reference.__all__):
+        return "the extension was built without CUDA kernels: see python -m fastmtt.info"
+    return None if torch.cuda.is_available() else "torch finds no GPU"
 
 
 @cache
@@ -71,11 +85,10 @@ def missing(backend: str, op: str) -> str | None:
     """None if ``backend`` holds a kernel for ``op`` that can run here, else why not."""
     if backend == "reference":
         return None
-    if backend == "cpu":
-        return None if compiled(op) else extension_error() or "no compiled kernel yet"
-    if (error := triton_error()) is not None:
+    if (error := _error(backend)) is not None:
         return error
-    return None if hasattr(_kernels(), op) else "no Triton kernel"
+    has = hasattr(_kernels(), op) if backend == "triton" else compiled(op, backend.upper())
+    return None if has else f"no {_KERNELS[backend]} kernel"
 
 
 def forced() -> str | None:
@@ -134,30 +147,32 @@ def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
 
 
 def _serving(op: str, args: tuple[Any, ...]) -> str:
-    """The backend for a call: the forced one, or the one of the tensors' device if it can."""
+    """The backend for a call: the forced one, or the first of the tensors' device that can."""
     wanted = forced()
     if wanted == "reference":
         return wanted
-    if wanted is not None:
-        error = extension_error() if wanted == "cpu" else triton_error()
-        if error is not None:
-            raise FastmttError(f"backend {wanted!r} was asked for, but {error}")
+    if wanted is not None and (error := _error(wanted)) is not None:
+        raise FastmttError(f"backend {wanted!r} was asked for, but {error}")
     on_gpu = any(isinstance(arg, Tensor) and arg.is_cuda for arg in args)
-    backend = wanted or ("triton" if on_gpu else "cpu")
-    if missing(backend, op):
-        if on_gpu:
-            _say_once(f"{op}: {missing(backend, op)}; plain torch serves")
-        return "reference"
-    refusal = _refusal(backend, args)
-    if refusal is None:
-        return backend
-    if wanted is not None:
-        raise FastmttError(f"backend {wanted!r} cannot serve {op}: {refusal}")
-    _say_once(f"{op}: the {_KERNELS[backend]} kernel cannot serve ({refusal}); plain torch does")
+    reasons = []
+    for backend in [wanted] if wanted is not None else _ON_GPU if on_gpu else ["cpu"]:
+        if (lack := missing(backend, op)) is not None:
+            if on_gpu:
+                reasons.append(lack)
+        elif (refusal := _refusal(backend, args)) is None:
+            return backend
+        elif wanted is not None:
+            raise FastmttError(f"backend {wanted!r} cannot serve {op}: {refusal}")
+        else:
+            reasons.append(f"the {_KERNELS[backend]} kernel cannot serve ({refusal})")
+    if reasons:
+        _say_once(f"{op}: {'; '.join(reasons)}; plain torch does")
     return "reference"
 
 
-_KERNELS = {"cpu": "compiled", "triton": "Triton"}
+def _error(backend: str) -> str | None:
+    """None if a backend of kernels can run here, else why not."""
+    return {"cpu": extension_error, "triton": triton_error, "cuda": cuda_error}[backend]()
 
 
 def _kernels() -> Any:
@@ -195,7 +210,8 @@ def _refusal(backend: str, args: tuple[Any, ...]) -> str | None:
             continue
         if backend == "cpu" and not arg.is_cpu:
             return f"it works on CPU tensors, this one is on {arg.device}"
-        if backend == "triton" and not (arg.is_cuda or (arg.is_cpu and _kernels().interpreting)):
+        served_here = backend == "triton" and arg.is_cpu and _kernels().interpreting
+        if backend in _ON_GPU and not (arg.is_cuda or served_here):
             return f"it works on a GPU's tensors, this one is on {arg.device}"
         if arg.is_floating_point() and arg.dtype not in served:
             names = " and ".join(str(dtype).removeprefix("torch.") for dtype in served)
@@ -250,13 +266,16 @@ class Row(NamedTuple):
 def table() -> list[Row]:
     """For every op the backend that serves float32 tensors of the best device here, and why."""
     wanted = forced()
-    backend = wanted or ("triton" if torch.cuda.is_available() else "cpu")
-    rows = []
-    for op in reference.__all__:
-        if wanted == "reference":
-            rows.append(Row(op, "reference", "forced"))
-        elif (reason := missing(backend, op)) is None:
-            rows.append(Row(op, backend, _KERNELS[backend]))
-        else:
-            rows.append(Row(op, "reference", reason))
-    return rows
+    if wanted == "reference":
+        return [Row(op, "reference", "forced") for op in reference.__all__]
+    here = _ON_GPU if torch.cuda.is_available() else ("cpu",)
+    return [_row(op, here if wanted is None else (wanted,)) for op in reference.__all__]
+
+
+def _row(op: str, candidates: Sequence[str]) -> Row:
+    reasons = []
+    for backend in candidates:
+        if (reason := missing(backend, op)) is None:
+            return Row(op, backend, _KERNELS[backend])
+        reasons.append(reason)
+    return Row(op, "reference", "; ".join(reasons))

@@ -42,8 +42,8 @@ class BaseConfig:
         dsa_strategy: DSA's operations, joined by underscores; one is drawn for each batch [MTT].
         batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>; DATM's list of GPUs is read as auto.
-        backend: Force one backend: reference (plain torch), cpu (compiled) or triton (a GPU's);
-            null, the fitting.
+        backend: Force one backend: reference (plain torch), cpu (compiled), triton or cuda (a
+            GPU's); null, the fitting.
         precision: What convolutions of 16 input channels and more multiply: fp32, tf32 (a GPU's),
             or bf16, which sums in fp32 and is faster; null, fp32 on a CPU and tf32 on a GPU.
         no_graph: Launch a GPU's kernels one by one instead of as CUDA graphs; changes no bit.
@@ -65,7 +65,7 @@ class BaseConfig:
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     batch_train: int = 256
     device: str = "auto"
-    backend: Literal["reference", "cpu", "triton"] | None = None
+    backend: Literal["reference", "cpu", "triton", "cuda"] | None = None
     precision: Literal["fp32", "tf32", "bf16"] | None = None
     no_graph: bool = False
     threads: int | None = None

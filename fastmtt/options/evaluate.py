@@ -35,7 +35,7 @@ class EvaluateConfig:
         dsa_strategy: DSA's operations, joined by underscores [MTT].
         batch_train: Images in a training batch [MTT].
         device: auto, cpu, cuda or cuda:<number>.
-        backend: Force one backend: reference, cpu or triton.
+        backend: Force one backend: reference, cpu, triton or cuda.
         precision: What convolutions of 16 input channels and more multiply: fp32, tf32 or
             bf16.
         no_graph: Launch a GPU's kernels one by one.
@@ -89,7 +89,7 @@ class EvaluateConfig:
     dsa_strategy: str | None = None
     batch_train: int | None = None
     device: str | None = None
-    backend: Literal["reference", "cpu", "triton"] | None = None
+    backend: Literal["reference", "cpu", "triton", "cuda"] | None = None
     precision: Literal["fp32", "tf32", "bf16"] | None = None
     no_graph: bool | None = None
     threads: int | None = None

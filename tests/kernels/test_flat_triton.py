@@ -1,130 +1,24 @@
-"""Triton's flat-vector ops against float64 formulas of the reference."""
+"""Triton's flat-vector ops."""
 
 import pytest
 import torch
-from compare import assert_close
 from fastmtt.kernels import flat
-from tolerances import ROUNDING_32
-
-from fastmtt.ops import reference
-
-# one number; one chunk; odd, and several chunks of either kind
-SHAPES = [(1, 1), (3, 37), (2, 9001)]
-OPS = {
-    "sgd_update": (0.3,),
-    "dot": (),
-    "sqdist": (None,),
-    "gsam_perturb": (0.05, True),
-    "gsam_combine": (0.4,),
-}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from flat_contract import DEVICE, OPS, FlatOps
 
 
-def vectors(shape, seed=0):
-    """Two [S,P] of rows that lie apart and begin anywhere."""
-    make = torch.Generator().manual_seed(seed)
-    long = torch.randn(2, shape[0], shape[1] + 6, generator=make).to(DEVICE)
-    return long[0, :, 3:-3], long[1, :, 5:-1]
+class TestTriton(FlatOps):
+    def run(self, op, *args, into=None):
+        return getattr(flat, op)(*args, into=into)
 
-
-def tail(op, students):
-    if op == "sgd_update":
-        return (torch.linspace(0.1, 0.5, students, device=DEVICE),)
-    return OPS[op]
-
-
-def run(op, *args, into=None):
-    return getattr(flat, op)(*args, into=into)
-
-
-def truth(op, *args):
-    wide = [a.double() if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
-    return getattr(reference, op)(*wide)
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("op", OPS)
-def test_every_op_agrees_with_float64(op, shape):
-    args = (*vectors(shape), *tail(op, shape[0]))
-    want = truth(op, *args)
-    apart = torch.full((2, *want.shape), torch.nan, device=DEVICE)
-    place = apart.transpose(0, 1).contiguous()[:, 1] if want.dim() == 2 else apart[1]
-    got = run(op, *args, into=[place, torch.empty(0)])
-    assert got is place and torch.equal(run(op, *args), got)
-    if op != "dot":
-        return assert_close(got, want, 3 * ROUNDING_32)
-    # a sum whose terms cancel is as good as its terms are large
-    size = (args[0] * args[1]).abs().double().sum(-1)
-    assert ((got - want).abs() <= 3 * ROUNDING_32 * size).all()
-
-
-def test_one_rate_for_all_and_no_adaptation():
-    theta, g = vectors((3, 37))
-    rate = torch.tensor(0.3, device=DEVICE)
-    assert_close(run("sgd_update", theta, g, rate), theta - 0.3 * g, ROUNDING_32)
-    plain = theta, g, 0.05, False
-    assert_close(run("gsam_perturb", *plain), truth("gsam_perturb", *plain), ROUNDING_32)
-
-
-@pytest.mark.parametrize("each", [True, False], ids=["SP", "P"])
-def test_sqdist_does_not_look_at_what_is_not_kept(each):
-    theta, target = vectors((3, 5001))
-    keep = torch.rand(theta.shape if each else theta.shape[1:]).to(DEVICE) < 0.5
-    want = truth("sqdist", theta, target, keep)
-    theta = torch.where(keep, theta, torch.nan)
-    assert_close(run("sqdist", theta, target, keep), want, 3 * ROUNDING_32)
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_no_bit_depends_on_company_or_strides(op):
-    a, b = vectors((3, 9001))
-    whole = run(op, a, b, *tail(op, 3))
-    columns = b.T.contiguous().T
-    assert torch.equal(run(op, a.contiguous(), columns, *tail(op, 3)), whole)
-    for s in range(3):
-        one = slice(s, s + 1)
-        rest = (tail(op, 3)[0][one],) if op == "sgd_update" else tail(op, 3)
-        assert torch.equal(run(op, a[one], b[one], *rest), whole[one])
-    shared = run(op, a[:1].expand(3, -1), b, *tail(op, 3))
-    assert torch.equal(shared[:1], whole[:1])
-
-
-@pytest.mark.parametrize("op", ["sgd_update", "gsam_perturb", "gsam_combine"])
-def test_vectors_may_be_written_over(op):
-    a, b = vectors((2, 9001))
-    want = run(op, a, b, *tail(op, 2))
-    for i in (0, 1):
-        pair = [a.clone(), b.clone()]
-        assert run(op, *pair, *tail(op, 2), into=[pair[i]]) is pair[i]
-        assert torch.equal(pair[i], want)
-
-
-def test_gsam_at_its_ends():
-    theta, g = vectors((2, 37))
-    assert torch.equal(run("gsam_perturb", theta, g, 0.0, True), theta)
-    assert torch.equal(run("gsam_perturb", theta, torch.zeros_like(g), 0.05, True), theta)
-    assert torch.equal(run("gsam_combine", theta, g, 0.0), g)
-
-
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
-@pytest.mark.parametrize("op", OPS)
-def test_nothing_to_do(op, shape):
-    a = torch.empty(shape, device=DEVICE)
-    got = run(op, a, a, *tail(op, shape[0]))
-    want = truth(op, a, a, *tail(op, shape[0])) if shape[0] else torch.empty_like(got)
-    assert got.shape == want.shape and got.count_nonzero() == 0
-
-
-def test_what_is_refused():
-    a = torch.zeros(2, 3, device=DEVICE)
-    for op in OPS:
-        with pytest.raises(
-            RuntimeError, match=rf"{op}: .* must be torch.float32 of shape \[2, 3\]"
-        ):
-            run(op, a, a[:1], *tail(op, 2))
-        wrong = torch.empty(2, 3, 2, device=DEVICE)[..., 0].mT
-        with pytest.raises(RuntimeError, match=f"{op}: .* to be written"):
-            run(op, a, a, *tail(op, 2), into=[wrong])
-    for keep in (a, a[0, :2] > 0):
-        with pytest.raises(RuntimeError, match="sqdist: keep must be bool of shape"):
-            run("sqdist", a, a, keep)
+    def test_what_is_refused(self):
+        a = torch.zeros(2, 3, device=DEVICE)
+        for op in OPS:
+            words = rf"{op}: .* must be torch.float32 of shape \[2, 3\]"
+            with pytest.raises(RuntimeError, match=words):
+                self.run(op, a, a[:1], *self.tail(op, 2))
+            wrong = torch.empty(2, 3, 2, device=DEVICE)[..., 0].mT
+            with pytest.raises(RuntimeError, match=f"{op}: .* to be written"):
+                self.run(op, a, a, *self.tail(op, 2), into=[wrong])
+        for keep in (a, a[0, :2] > 0):
+            with pytest.raises(RuntimeError, match="sqdist: keep must be bool of shape"):
+                self.run("sqdist", a, a, keep)

@@ -1,172 +1,25 @@
-"""Triton's head against the reference in float64."""
+"""Triton's head."""
 
 from importlib import import_module
 
-import pytest
-import torch
-from compare import assert_close
+from head_contract import HeadOps
 
-from fastmtt.ops import reference
-
-# (S, B, D, K): one of everything; odd sizes within a tile; more images, classes and features than
-# tiles take; several pieces of the features.
-SHAPES = [(1, 1, 1, 1), (3, 4, 7, 2), (2, 33, 39, 35), (1, 3, 300, 10)]
-FLAGS = [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]
 head = import_module("fastmtt.kernels.linear_xent")  # the package's own linear_xent is the op
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Logits add up D rounded products, and cross-entropy's gradient is a difference of probabilities:
-# some ten roundings of float32 are seen.
-TOLERANCE = 3e-6
-
-KINDS = pytest.mark.parametrize("soft", [True, False], ids=["soft", "hard"])
-EACH = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def apart(students, size, make, scale=1.0):
-    """Each student's part contiguous, within a longer vector."""
-    numbers = torch.randn(students, 3 + size.numel(), generator=make) * scale
-    return numbers.to(DEVICE)[:, 3:].unflatten(1, size)
+class TestTriton(HeadOps):
+    def run(self, op, *args, into=None):
+        return getattr(head, op)(*args, into=into)
 
-
-def arguments(shape, soft):
-    """Every argument by name, in float32; log-probabilities and their tangents by the reference."""
-    s, b, d, k = shape
-    make, v = torch.Generator().manual_seed(7), {}
-    for dot in ("", "_dot"):
-        v["f" + dot] = apart(s, torch.Size((b, d)), make)
-        v["w" + dot] = apart(s, torch.Size((k, d)), make, d**-0.5)
-        v["b" + dot] = apart(s, torch.Size((k,)), make)
-    v["y"] = torch.randint(k, (s, b), generator=make).to(DEVICE)
-    if soft:  # learned ones: not positive, not of sum one
-        v["y"] = torch.randn(s, b, k, generator=make).to(DEVICE)
-    _, logp = reference.linear_xent(*wide(pick(v, "f w b y")))
-    v["logp"] = logp.float()
-    _, logp_dot = reference.linear_xent_jvp(*wide(pick(v, "f f_dot w w_dot b_dot logp y")))
-    return v | {"logp_dot": logp_dot.float()}
-
-
-def pick(values, names):
-    return [values[name] for name in names.split()]
-
-
-def wide(args):
-    return [a.double() if torch.is_tensor(a) and a.is_floating_point() else a for a in args]
-
-
-def calls(v, needs=FLAGS[0]):
-    return [
-        ("linear_xent", pick(v, "f w b y")),
-        ("linear_xent_backward", [*pick(v, "f w logp y"), needs[:2]]),
-        ("linear_xent_jvp", pick(v, "f f_dot w w_dot b_dot logp y")),
-        ("linear_xent_backward_jvp", [*pick(v, "f f_dot w w_dot logp logp_dot y"), needs]),
-    ]
-
-
-def run(op, args, into=None):
-    return getattr(head, op)(*args, into=into)
-
-
-def place_like(result):
-    """NaN, students apart in memory."""
-    if result.dim() < 2:
-        return torch.full_like(result, torch.nan, dtype=torch.float32)
-    return torch.full((len(result), 2, *result.shape[1:]), torch.nan, device=DEVICE)[:, 1]
-
-
-def assert_same(got, want, what):
-    if want.norm() > 1e-3:  # with one class all that is left of a loss is rounding
-        return assert_close(got, want, TOLERANCE, what)
-    assert got.shape == want.shape and (got - want).norm() < 1e-6, what
-
-
-@KINDS
-@EACH
-def test_every_op_agrees_with_float64(shape, soft):
-    v = arguments(shape, soft)
-    for needs in FLAGS if shape == SHAPES[1] else FLAGS[:1]:
-        for op, args in calls(v, needs):
-            truth = getattr(reference, op)(*wide(args))
-            places = [place_like(result) for result in truth]
-            found = run(op, args, [*places, torch.empty(5)])
-            assert len(found) == len(truth)
-            for i, (got, place, want) in enumerate(zip(found, places, truth, strict=True)):
-                assert got is place
-                assert_same(got, want, f"{op}'s result {i}, needs {needs}")
-            for fresh, got in zip(run(op, args), found, strict=True):
-                assert torch.equal(fresh, got)
-
-
-@KINDS
-def test_what_is_not_asked_for_is_left_alone(soft):
-    v = arguments(SHAPES[1], soft)
-    for needs in FLAGS[1:]:
-        for op, args in calls(v, needs):
-            whole = [torch.full_like(r, -1) for r in run(op, dict(calls(v))[op])]
-            asked = run(op, args)
-            for place, result in zip(run(op, args, whole), asked, strict=True):
-                left = torch.full_like(place, -1)
-                assert torch.equal(place, left if result.shape == (0,) else result)
-
-
-@KINDS
-def test_no_bit_depends_on_company_or_strides(soft):
-    v = arguments((2, 5, 300, 7), soft)
-    alone = {name: t[1:2] for name, t in v.items()}
-    columns = {name: t.mT.contiguous().mT if t.dim() == 3 else t for name, t in v.items()}
-    for (op, args), (_, one), (_, other) in zip(
-        calls(v), calls(alone), calls(columns), strict=True
-    ):
-        whole = run(op, args)
-        for want, got, strided in zip(whole, run(op, one), run(op, other), strict=True):
-            assert torch.equal(want[1:2], got) and torch.equal(want, strided), op
-
-
-@KINDS
-def test_far_off_logits_neither_overflow_nor_hide_a_nan(soft):
-    v = arguments((1, 3, 4, 5), soft)
-    v["b"][0, 2] = 3e4  # exp of it is infinite, exp of the others' distance from it zero
-    loss, logp = run("linear_xent", pick(v, "f w b y"))
-    want = reference.linear_xent(*wide(pick(v, "f w b y")))
-    assert_close(loss, want[0], TOLERANCE)
-    assert_close(logp, want[1], TOLERANCE)
-    v["f"][0, 1, 0] = float("nan")
-    loss, logp = run("linear_xent", pick(v, "f w b y"))
-    assert loss.isnan().all() and logp.isnan().any(-1).tolist() == [[False, True, False]]
-    g = run("linear_xent_backward", [v["f"], v["w"], logp, v["y"], (True, False)])[0]
-    assert g.isnan().all(-1).tolist() == [[False, True, False]]
-
-
-@pytest.mark.parametrize("label", [-1, 5])
-def test_a_class_out_of_range_shows(label):
-    v = arguments((2, 3, 4, 5), soft=False)
-    v["y"][0, 1] = label
-    loss, logp = run("linear_xent", pick(v, "f w b y"))
-    assert loss.isnan().tolist() == [True, False]
-    assert logp.isnan().all(-1).tolist() == [[False, True, False], [False, False, False]]
-
-
-def test_what_is_refused():
-    v = arguments((2, 3, 4, 5), soft=False)
-    wrong = {
-        "f": (v["f"][0], "f and w must be"),
-        "w": (v["w"][..., :3], r"w must be torch.float32 of shape \[2, 5, 4\]"),
-        "b": (v["b"][:, :3], "b must be"),
-        "f_dot": (v["f_dot"][:1], "f_dot must be"),
-        "logp": (v["logp"].double(), "logp must be"),
-        "logp_dot": (v["logp_dot"][0], "logp_dot must be"),
-        "y": (v["y"].int(), "y must be int64"),
-    }
-    for name, (tensor, sentence) in wrong.items():
-        hit = 0
-        for op, args in calls({**v, name: tensor}):
-            if any(a is tensor for a in args):
-                hit += 1
-                with pytest.raises(RuntimeError, match=f"{op}: {sentence}"):
-                    run(op, args)
-        assert hit
-    for op, args in calls(v):
-        right = list(run(op, args))
-        for i in range(2):
-            given = [*right[:i], torch.empty(*right[i].shape, 2)[..., 0], *right[i + 1 :]]
-            with pytest.raises(RuntimeError, match=f"{op}: .* to be written"):
-                run(op, args, given)
+    def test_what_is_refused(self):
+        self.assert_refused(
+            {
+                "f": (lambda f: f[0], "f and w must be"),
+                "w": (lambda w: w[..., :3], r"w must be torch.float32 of shape \[2, 5, 4\]"),
+                "b": (lambda b: b[:, :3], "b must be"),
+                "f_dot": (lambda f_dot: f_dot[:1], "f_dot must be"),
+                "logp": (lambda logp: logp.double(), "logp must be"),
+                "logp_dot": (lambda logp_dot: logp_dot[0], "logp_dot must be"),
+                "y": (lambda y: y.int(), "y must be int64"),
+            }
+        )

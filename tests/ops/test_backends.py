@@ -38,7 +38,7 @@ def update(dtype=torch.float32):
 @pytest.fixture
 def without_extension(monkeypatch):
     monkeypatch.setattr(backends, "extension_error", lambda: "the extension is not built")
-    monkeypatch.setattr(backends, "compiled", lambda op: False)
+    monkeypatch.setattr(backends, "compiled", lambda *_: False)
 
 
 @pytest.mark.usefixtures("extension")
@@ -88,7 +88,7 @@ def test_a_forced_backend_that_cannot_serve_raises(spied):
 
 @pytest.mark.usefixtures("extension")
 def test_ops_without_a_kernel_come_from_the_reference_even_if_forced(monkeypatch):
-    monkeypatch.setattr(backends, "compiled", lambda op: False)
+    monkeypatch.setattr(backends, "compiled", lambda *_: False)
     with ops.use("cpu"):
         assert torch.equal(ops.dot(THETA, THETA), torch.tensor([3.0, 3.0]))
 
@@ -105,9 +105,9 @@ def test_without_the_extension_the_reference_serves(spied):
         update()
 
 
-@pytest.mark.parametrize("name", ["cuda", "CPU", "auto", "Triton"])
+@pytest.mark.parametrize("name", ["CUDA", "CPU", "auto", "Triton"])
 def test_unknown_backends(name, monkeypatch):
-    message = f"backend '{name}' is not known; known are reference, cpu, triton"
+    message = f"backend '{name}' is not known; known are reference, cpu, triton, cuda"
     with pytest.raises(FastmttError, match=message), ops.use(name):
         pass
     monkeypatch.setenv("FASTMTT_BACKEND", name)
@@ -150,3 +150,67 @@ def test_triton_serves_cpu_tensors_only_in_the_interpreter(monkeypatch):
     with ops.use("triton"), pytest.raises(FastmttError, match="but torch finds no GPU"):
         update()
     backends.triton_error.cache_clear()
+
+
+@pytest.fixture
+def pretended(monkeypatch):
+    """Which backends serve tensors on a GPU; here the CPU's are taken for such."""
+    reasons = {"triton": None, "cuda": None}
+    monkeypatch.setattr(backends, "triton_error", lambda: reasons["triton"])
+    monkeypatch.setattr(backends, "cuda_error", lambda: reasons["cuda"])
+    monkeypatch.setattr(backends, "compiled", lambda op, device: op != "dsa")
+    monkeypatch.setattr(backends, "_kernels", lambda: kernels)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("FASTMTT_BACKEND", raising=False)
+    backends._say_once.cache_clear()
+    return reasons
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda, is_cpu = True, False
+
+
+def on_gpu(dtype):
+    return torch.ones(2, 3, dtype=dtype).as_subclass(OnGpu)
+
+
+def test_a_gpus_choice_is_triton_then_cuda_then_plain_torch(pretended, caplog):
+    single, double, half = (on_gpu(d) for d in (torch.float32, torch.float64, torch.bfloat16))
+    assert backends._serving("dot", (single, single)) == "triton"
+    assert backends._serving("dot", (double, double)) == "cuda"
+    pretended["triton"] = "Triton's kernels cannot be loaded"
+    assert backends._serving("dot", (single, single)) == "cuda"
+    assert {row.backend for row in backends.table()} == {"cuda", "reference"}
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "fastmtt"):
+        assert backends._serving("dsa", (single,)) == "reference"
+        assert backends._serving("dot", (half, half)) == "reference"
+    assert [record.message for record in caplog.records] == [
+        "dsa: Triton's kernels cannot be loaded; no CUDA kernel; plain torch does",
+        "dot: Triton's kernels cannot be loaded; the CUDA kernel cannot serve (it works in float32 "
+        "and float64, this tensor is torch.bfloat16); plain torch does",
+    ]
+
+
+def test_cuda_can_be_forced_and_refuses_with_its_reason(pretended):
+    with ops.use("cuda"):
+        assert backends._serving("dot", (on_gpu(torch.float32),)) == "cuda"
+        assert backends._serving("dsa", (on_gpu(torch.float32),)) == "reference"
+        assert {row.op for row in backends.table() if row.backend == "reference"} == {"dsa"}
+        with pytest.raises(FastmttError, match="a GPU's tensors, this one is on cpu"):
+            backends._serving("dot", (THETA,))
+        pretended["cuda"] = "torch finds no GPU"
+        with pytest.raises(FastmttError, match="'cuda' was asked for, but torch finds no GPU"):
+            ops.dot(THETA, THETA)
+
+
+def test_why_there_is_no_cuda_backend(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for there, reason in ((False, "without CUDA kernels"), (True, "torch finds no GPU")):
+        monkeypatch.setattr(backends, "extension_error", lambda: None)
+        monkeypatch.setattr(backends, "compiled", lambda op, device, there=there: there)
+        backends.cuda_error.cache_clear()
+        assert reason in backends.cuda_error()
+    backends.cuda_error.cache_clear()

@@ -68,3 +68,12 @@ def test_opcheck_of_every_case_and_dtype(op):
         for case in (arguments, single):
             overload = getattr(torch.ops.fastmtt, op).default
             torch.library.opcheck(overload, case, test_utils=fast)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_with_a_cuda_kernel_has_it_in_both_forms(op):
+    if not any(backends.compiled(other, "CUDA") for other in OPS):
+        pytest.skip("the extension was built without CUDA kernels")
+    overloads = getattr(torch.ops.fastmtt, op).overloads()
+    names = [op if name == "default" else f"{op}.{name}" for name in overloads]
+    assert len({backends.compiled(name, "CUDA") for name in names}) == 1

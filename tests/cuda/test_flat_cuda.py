@@ -1,0 +1,63 @@
+"""The flat-vector ops of csrc/cuda."""
+
+import pytest
+import torch
+from flat_contract import DEVICE, OPS, FlatOps
+from tolerances import FORMULA
+
+
+class CudaFlatOps(FlatOps):
+    @pytest.fixture(autouse=True)
+    def ops(self, run):
+        self.run = run
+
+    @pytest.mark.parametrize("op", OPS)
+    def test_no_bit_depends_on_the_order_of_threads(self, op, monkeypatch):
+        args = (*self.vectors((2, 5001)), *self.tail(op, 2))
+        forwards = self.run(op, *args)
+        monkeypatch.setenv("FASTMTT_BACKWARDS", "1")
+        assert torch.equal(self.run(op, *args), forwards)
+
+    @pytest.mark.parametrize("op", OPS)
+    def test_no_bit_depends_on_alignment(self, op):
+        """Rows are read 16, 8 or fewer bytes at a time, by where they begin."""
+        tail = self.tail(op, 1)
+        a, b = (v.contiguous() for v in self.vectors((1, 4097)))
+        want = self.run(op, a, b, *tail)
+        for shift in range(1, 5):
+            moved = [torch.empty(1, 4104, device=DEVICE, dtype=self.dtype) for _ in "ab"]
+            places = [m[:, shift : shift + 4097] for m in moved]
+            for place, vector in zip(places, (a, b), strict=True):
+                place.copy_(vector)
+            assert torch.equal(self.run(op, *places, *tail), want)
+
+
+class TestSingle(CudaFlatOps):
+    def test_what_is_refused(self):
+        a = torch.zeros(2, 3, device=DEVICE)
+        for op in OPS:
+            for wrong, words in ((a[:1], "must have the shape of"), (a.double(), "the dtype of")):
+                with pytest.raises(RuntimeError, match=f"{op}: .* {words}"):
+                    self.run(op, a, wrong, *self.tail(op, 2))
+            with pytest.raises(RuntimeError, match=f"{op}: .* float32 or float64, got Half"):
+                self.run(op, a.half(), a.half(), *self.tail(op, 2))
+            for wrong in (torch.empty(2, 3, 2, device=DEVICE)[..., 0].mT, a.double()):
+                with pytest.raises(RuntimeError, match=f"{op}: .* to be written"):
+                    self.run(op, a, a, *self.tail(op, 2), into=[wrong])
+        for keep in (a, a[0, :2] > 0):
+            with pytest.raises(RuntimeError, match="sqdist: keep must"):
+                self.run("sqdist", a, a, keep)
+
+    def test_memory_that_may_not_be_shared(self):
+        a = torch.zeros(2, 12, device=DEVICE)
+        overlapping = torch.as_strided(a, (2, 6), (6, 1), 3)
+        inside, rate = torch.as_strided(a, (2, 6), (6, 1)), torch.ones((), device=DEVICE)
+        with pytest.raises(RuntimeError, match="result must be theta itself or lie apart"):
+            self.run("sgd_update", inside, inside, rate, into=[overlapping])
+        with pytest.raises(RuntimeError, match="result must not lie in the memory of lr"):
+            self.run("sgd_update", a[:1, :1], a[:1, :1], a[0, :1], into=[a[:1, :1]])
+
+
+class TestDouble(CudaFlatOps):
+    dtype = torch.float64
+    rounding = FORMULA
