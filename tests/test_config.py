@@ -171,7 +171,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, config: Any) -> None:
             ["--pix_init", "grey"],
             "pix_init is grey, wanted real, noise or samples_predicted_correct",
         ),
-        (["--backend", "gpu"], "backend is gpu, wanted reference, cpu, triton or null"),
+        (["--backend", "gpu"], "backend is gpu, wanted reference, cpu, triton, cuda or null"),
         (["--device", "gpu"], "device is 'gpu', wanted auto, cpu, cuda or cuda:<number>"),
         (["--ipc"], "--ipc wants a value behind it: a whole number"),
         (["--cfg"], "--cfg wants a YAML file behind it"),
