@@ -1,5 +1,5 @@
-// What the head's four ops share: checks of arguments, labels of either kind, and the runs of images
-// that threads work through.
+// What the head's four ops share: checks of arguments, labels of either kind, and the runs of
+// images that threads work through.
 
 #pragma once
 
