@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.gpu import ceilings, matching, pieces, processes, real, suite, training
+from bench.gpu import ceilings, matching, pieces, processes, real, suite, training, vectors
 from bench.gpu import device as dev
 from bench.gpu.results import Results, Row
 from bench.gpu.warm import warm
@@ -19,6 +19,7 @@ SHARES = {"tests": 60, "ops": 150, "match": 220, "buffer": 45, "eval": 35, "real
 ALL = ("tests", "ops", "match", "buffer", "eval")  # without the one that needs minutes by itself
 LIMIT = 500.0  # seconds; what installs comes before
 WARMING = 80.0
+VECTORS, SANITIZING = 0.15, 0.3  # shares of section ops
 LEAST = 12.0  # seconds of a contender; a process takes some to begin
 
 
@@ -34,15 +35,18 @@ class Bench:
         yield from suite.run(self.results.folder, seconds)
 
     def ops(self, seconds: float) -> Iterator[Row]:
-        """Ceilings, the blocks' ops, single kernels, and what was chosen for them."""
+        """Ceilings, all ops, single kernels, what was chosen for them; CUDA's sanitizers."""
         end = time.monotonic() + seconds
         yield from self._ready(end)
+        yield from processes.run(vectors.measure, VECTORS * seconds, peaks=self._peaks())
+        end -= SANITIZING * seconds
         layers = ["16x16", "8x8", "32x32x3"]  # by what they cost a step
         for precision in sorted(dev.PRECISIONS, key=dev.FASTEST.__ne__):
             if (left := end - time.monotonic()) > 0:
                 given = {"layers": layers, "precisions": [precision], "peaks": self._peaks()}
                 yield from processes.run(pieces.measure_with_ops, left, **given)
         yield from _choices()
+        yield from suite.sanitize(self.results.folder, SANITIZING * seconds / 2)
 
     def match(self, seconds: float) -> Iterator[Row]:
         """A matching iteration by every contender."""

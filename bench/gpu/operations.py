@@ -28,7 +28,7 @@ SANE = 0.05  # of plain torch's own error; bfloat16 comes to 0.005
 
 
 class Call(NamedTuple):
-    """An op with its arguments, and how many convolutions' work it is."""
+    """An op with its arguments, and how many convolutions' work it is: those ops take ``bf16``."""
 
     op: str
     arguments: tuple[Any, ...]
@@ -41,8 +41,10 @@ class Call(NamedTuple):
 
     def run(self, backend: str, precision: str) -> tuple[Tensor, ...]:
         """Its results."""
+        rounding = (precision == "bf16",) if self.convolutions else ()
         with ops.use(backend, precision):
-            return getattr(ops, self.op)(*self.arguments, precision == "bf16")
+            found = getattr(ops, self.op)(*self.arguments, *rounding)
+        return (found,) if isinstance(found, Tensor) else found
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -109,7 +111,7 @@ def measure(layers: list[str], precisions: list[str], peaks: dict[str, float]) -
                     truth = getattr(ops, exact.op)(*exact.arguments)
                 call = exact.map(lambda t: t.float())
                 for precision in precisions:
-                    yield from _contest(
+                    yield from contest(
                         {"layer": layer, "S": students, "images": images, "op": name},
                         call,
                         truth,
@@ -119,16 +121,18 @@ def measure(layers: list[str], precisions: list[str], peaks: dict[str, float]) -
                     )
 
 
-def _contest(
+def contest(
     row: Row,
     call: Call,
     truth: tuple[Tensor, ...],
     precision: str,
     flop: int,
     peaks: dict[str, float],
+    among: tuple[str, ...] = BACKENDS,
 ) -> Iterator[Row]:
+    """A row by each backend, judged against the truth, then timed; 0 FLOP means bytes alone."""
     torch_error, baseline = 0.0, None
-    for backend in BACKENDS:
+    for backend in among:
         line = {**row, "precision": precision, "backend": backend}
         if reason := backends.missing(backend, call.op):
             yield {**line, "failed": reason}
@@ -152,11 +156,14 @@ def _contest(
             yield {**line, "failed": str(error_raised).splitlines()[0][:200]}
             continue
         baseline = baseline or seconds
+        work = {
+            "tflops": flop / seconds / 1e12,
+            "of_peak": flop / seconds / peaks[precision],
+        }
         yield {
             **line,
             "us": seconds * 1e6,
-            "tflops": flop / seconds / 1e12,
-            "of_peak": flop / seconds / peaks[precision],
+            **(work if flop else {}),
             "gb_a_s": moved / seconds / 1e9,
             "of_copy": moved / seconds / peaks["copy"],
             "faster_than_reference": baseline / seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,8 +14,9 @@ from pathlib import Path
 from bench.gpu.device import SMOKE
 from bench.gpu.results import Row
 from bench.machine import ROOT
+from fastmtt.ops import backends
 
-TESTS = ("tests/kernels", "tests/test_capture.py", "tests/ops/test_backends.py")
+TESTS = ("tests/kernels", "tests/cuda", "tests/test_capture.py", "tests/ops/test_backends.py")
 COMPILED = "tests/kernels/test_compiled_kernels.py"  # needs no GPU
 _OUTCOME = re.compile(r"\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
@@ -48,3 +50,37 @@ def run(folder: Path, seconds: float) -> Iterator[Row]:
     for outcome, line in outcomes:
         if outcome in ("FAILED", "ERROR"):
             yield {"table": "failures", "failed": line[:200]}
+
+
+def sanitize(folder: Path, seconds: float) -> Iterator[Row]:
+    """The CUDA kernels' tests under compute-sanitizer, a row a tool; its words in ``TOOL.log``.
+
+    Args:
+        folder: of the results.
+        seconds: that each tool may take.
+    """
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    for tool in ("memcheck", "racecheck"):
+        row = {"table": "sanitizer", "tool": tool}
+        if (lack := backends.cuda_error()) is not None:
+            yield {**row, "failed": lack}
+        elif not Path(sanitizer).is_file():
+            yield {**row, "failed": "compute-sanitizer is not installed here"}
+        else:
+            yield {**row, **_under([sanitizer, "--tool", tool], folder / f"{tool}.log", seconds)}
+
+
+def _under(tool: list[str], log: Path, seconds: float) -> Row:
+    tests = [str(path) for path in sorted((ROOT / "tests/cuda").glob("test_*_cuda.py"))]
+    command = [*tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", *tests, "-q"]
+    with log.open("w") as file:
+        try:
+            process = subprocess.run(
+                [*command, "-k", "agrees or order_of_threads", "-p", "no:cacheprovider"],
+                **{"cwd": ROOT, "stdout": file, "stderr": subprocess.STDOUT, "timeout": seconds},
+            )
+        except subprocess.TimeoutExpired:
+            return {"failed": f"cut off after {seconds:.0f} seconds"}
+    lines = log.read_text(errors="replace").splitlines()
+    told = next((line for line in reversed(lines) if "SUMMARY" in line), "no summary")
+    return {"told": told} if process.returncode == 0 else {"failed": told}

@@ -19,6 +19,7 @@ from bench.gpu import (
     real,
     suite,
     training,
+    vectors,
 )
 from bench.gpu.device import seconds_each, timed
 from bench.gpu.results import Results
@@ -111,6 +112,39 @@ def test_every_op_of_both_backends_agrees_and_has_its_figures():
     assert {row["backend"] for row in rows} == {"reference", "triton"}
     assert {row["op"] for row in rows if row["layer"] == "first"} < {row["op"] for row in rows}
     assert all(0 <= row["error"] < 0.01 and row["us"] > 0 for row in rows)
+
+
+def test_flat_vectors_and_heads_agree_and_have_their_bandwidth(monkeypatch):
+    monkeypatch.setattr(vectors, "VECTORS", [(2, 100)])
+    monkeypatch.setattr(vectors, "HEADS", [(2, 3, 4)])
+    monkeypatch.setattr(vectors, "FEATURES", 16)
+    rows = list(vectors.measure(PEAKS))
+    done = [row for row in rows if row["backend"] != "cuda" or torch.cuda.is_available()]
+    assert not failures(done) and len(done) >= 2 * (6 + 2 * 4)
+    assert all(row["of_copy"] > 0 and "tflops" not in row for row in done)
+    lacking = [row for row in rows if row not in done]
+    assert all("GPU" in row["failed"] or "CUDA" in row["failed"] for row in lacking)
+
+
+def test_sanitizers_that_cannot_run_say_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(suite.backends, "cuda_error", lambda: "torch finds no GPU")
+    rows = list(suite.sanitize(tmp_path, 1))
+    assert [(row["tool"], row["failed"]) for row in rows] == [
+        ("memcheck", "torch finds no GPU"),
+        ("racecheck", "torch finds no GPU"),
+    ]
+
+
+@pytest.mark.parametrize("code", [0, 9])
+def test_what_a_sanitizer_tells_is_a_row(code, monkeypatch, tmp_path):
+    tool = tmp_path / "tool"
+    tool.write_text(f"#!/bin/sh\necho '== ERROR SUMMARY: {code} errors'\nexit {code}\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(suite.backends, "cuda_error", lambda: None)
+    monkeypatch.setattr(suite.shutil, "which", lambda name: str(tool))
+    rows = list(suite.sanitize(tmp_path, 60))
+    key = "failed" if code else "told"
+    assert [row[key] for row in rows] == [f"== ERROR SUMMARY: {code} errors"] * 2
 
 
 def test_an_op_that_is_wrong_is_reported_and_not_timed(monkeypatch):

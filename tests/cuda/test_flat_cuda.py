@@ -5,6 +5,8 @@ import torch
 from flat_contract import DEVICE, OPS, FlatOps
 from tolerances import FORMULA
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
 
 class CudaFlatOps(FlatOps):
     @pytest.fixture(autouse=True)
@@ -57,6 +59,38 @@ class TestSingle(CudaFlatOps):
             self.run("sgd_update", inside, inside, rate, into=[overlapping])
         with pytest.raises(RuntimeError, match="result must not lie in the memory of lr"):
             self.run("sgd_update", a[:1, :1], a[:1, :1], a[0, :1], into=[a[:1, :1]])
+
+    @NEEDS_GPU
+    @pytest.mark.parametrize("op", OPS)
+    def test_a_graph_repeats_an_op_on_what_its_arguments_hold_then(self, op):
+        pair, tail = [v.clone() for v in self.vectors((2, 9001))], self.tail(op, 2)
+        place = torch.empty_like(self.run(op, *pair, *tail))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.run(op, *pair, *tail, into=[place])
+        for tensor, other in zip(pair, self.vectors((2, 9001), seed=1), strict=True):
+            tensor.copy_(other)
+        graph.replay()
+        assert torch.equal(place, self.run(op, *pair, *tail))
+
+    @NEEDS_GPU
+    def test_one_launch_each(self):
+        a, b = self.vectors((2, 9001))
+        for op in OPS:
+            args = (a, b, *self.tail(op, 2))
+            self.run(op, *args)
+            torch.cuda.synchronize()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+                torch.use_deterministic_algorithms(False)  # it fills fresh memory by a launch
+                self.run(op, *args)
+                torch.cuda.synchronize()
+            assert len([e for e in seen.events() if "whole<" in e.name]) == 1, op
+
+    @NEEDS_GPU
+    def test_a_tensor_on_another_device_is_refused(self):
+        a, b = self.vectors((2, 37))
+        with pytest.raises(RuntimeError, match="b must be on the device of a, cuda:0, got cpu"):
+            self.run("dot", a, b.cpu())
 
 
 class TestDouble(CudaFlatOps):
