@@ -12,6 +12,7 @@ from bench.gpu import __main__ as command
 from bench.gpu import (
     ceilings,
     contenders,
+    launches,
     matching,
     operations,
     pieces,
@@ -267,3 +268,20 @@ def test_what_follows_the_dashes_is_for_the_command(tmp_path, monkeypatch):
     command.main(given)
     (plan,) = plans
     assert list(plan.more) == flags and plan.command()[-4:] == flags
+
+
+def test_launches_are_counted_by_sweep():
+    """Two graphs, the forward sweep first, and a launch by itself."""
+
+    def event(ts, correlation, name="k", dur=3.0):
+        return {"ts": ts, "name": name, "dur": dur, "args": {"correlation": correlation}}
+
+    forward = [event(t, 7) for t in range(2 * launches.STEPS)]
+    adjoint = [event(100 + t, 8, "j", 5.0) for t in range(3 * launches.STEPS)]
+    events = [*forward, *adjoint, event(200, 9)]
+    rows = list(launches._launches(events, 4))
+    assert [row["sweep"] for row in rows] == ["forward", "adjoint"]
+    assert [row["launches_a_step"] for row in rows] == [2, 3]
+    assert [row["busy_us_a_step"] for row in rows] == [6, 15]
+    kernels = {row["kernel"]: row["us_a_step"] for row in launches._kernels(events, 4)}
+    assert kernels == {"j": 15, "k": pytest.approx(6.3)}
