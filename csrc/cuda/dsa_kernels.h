@@ -101,6 +101,7 @@ struct Dsa {
 
   FASTMTT_BODY T moved(
       int64_t kind, const double* value, const T* from, int64_t i, int64_t j) const {
+    if (kind < kNone || kind > kRotate) return T(NAN);  // the host would have to wait to refuse it
     if (kind == kCrop) {
       const int64_t sign = kTransposed ? -1 : 1;
       return at(from, i + sign * pixels(value[0], height), j + sign * pixels(value[1], width));
