@@ -1,7 +1,8 @@
-// dsa, dsa_transpose on a GPU: one launch each. An unknown kind makes NaN: kinds stay on the device.
+// dsa, dsa_transpose on a GPU: one launch each.
 
-#include <array>
+#include <algorithm>
 
+#include "../dsa_arguments.h"
 #include "dsa_kernels.h"
 #include "op.h"
 
@@ -10,39 +11,45 @@ namespace {
 
 using at::Tensor;
 
+template <typename T>
+Images<T> images_of(const Tensor& x) {
+  Images<T> images{x.const_data_ptr<T>(), {}};
+  std::copy_n(x.strides().begin(), 5, images.strides);
+  return images;
+}
+
+// Other dtypes than these two cost a launch more.
+struct Numbers {
+  explicit Numbers(const Tensor& values)
+      : tensor(values.to(values.scalar_type() == at::kFloat ? at::kFloat : at::kDouble)
+                   .contiguous()) {}
+
+  Values values() const {
+    if (tensor.scalar_type() == at::kFloat) return {tensor.const_data_ptr<float>(), nullptr};
+    return {nullptr, tensor.const_data_ptr<double>()};
+  }
+
+  Tensor tensor;
+};
+
 template <bool kTransposed>
 void map_images(
     const char* op, const Named& images, const Tensor& kind, const Tensor& values, double share,
     const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  TORCH_CHECK(
-      images.tensor.dim() == 5, "fastmtt::", op, ": ", images.name,
-      " must have shape [S, B, C, H, W], got ", images.tensor.sizes());
-  TORCH_CHECK(
-      images.tensor.scalar_type() == at::kFloat || images.tensor.scalar_type() == at::kDouble,
-      "fastmtt::", op, ": ", images.name, " must be float32 or float64, got ",
-      images.tensor.scalar_type());
-  const Tensor x = images.tensor.contiguous();
-  const int64_t students = x.size(0), batch = x.size(1);
-  TORCH_CHECK(
-      kind.scalar_type() == at::kLong && kind.dim() == 1 && kind.size(0) == students,
-      "fastmtt::", op, ": kind must be int64 of shape [", students, "], got ", kind.scalar_type(),
-      " of shape ", kind.sizes());
-  const std::array<int64_t, 3> values_shape = {students, batch, 3};
-  TORCH_CHECK(
-      values.is_floating_point() && values.sizes() == at::IntArrayRef(values_shape),
-      "fastmtt::", op, ": values must be floating point of shape ", at::IntArrayRef(values_shape),
-      ", got ", values.scalar_type(), " of shape ", values.sizes());
+  check_dsa(op, images, kind, values);
   check_devices(op, images, {{"kind", kind}, {"values", values}, {"result", result}});
-  check_result(op, {"result", result}, x.sizes(), x);
-  check_apart(op, {"result", result}, {{images.name, x}, {"kind", kind}, {"values", values}});
+  const Tensor& x = images.tensor;
+  check_students_result(op, {"result", result}, x.sizes(), x);
+  check_apart(op, {"result", result}, {images, {"kind", kind}, {"values", values}});
   if (x.numel() == 0) return;
-  const Tensor kinds = kind.contiguous(), numbers = values.to(at::kDouble).contiguous();
+  const Tensor kinds = kind.contiguous();
+  const Numbers numbers(values);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "fastmtt::dsa", [&] {
-    run(Dsa<scalar_t, kTransposed>{students * batch, batch, x.size(2), x.size(3), x.size(4), share,
-                                   x.const_data_ptr<scalar_t>(), kinds.const_data_ptr<int64_t>(),
-                                   numbers.const_data_ptr<double>(),
-                                   result.mutable_data_ptr<scalar_t>()},
+    run(Dsa<scalar_t, kTransposed>{
+            {}, x.size(0), x.size(1), x.size(2), x.size(3), x.size(4), share,
+            images_of<scalar_t>(x), kinds.const_data_ptr<int64_t>(), numbers.values(),
+            result.mutable_data_ptr<scalar_t>(), result.stride(0)},
         x);
   });
 }
