@@ -14,8 +14,8 @@
 
 namespace fastmtt::cuda {
 
-// The device's cos and sin of a number of any size keep a table in each thread's memory; of a number
-// of half turns they do not.
+// The device's cos and sin of a number of any size keep a table in each thread's memory; those of a
+// number of half turns do not.
 FASTMTT_BODY void turn(double angle, double& cosine, double& sine) {
 #ifdef __CUDA_ARCH__
   constexpr double kHalfTurn = 3.14159265358979323846;
@@ -88,9 +88,9 @@ struct Dsa : Plain {
   FASTMTT_BODY void run(Stage<0>, Block& block, int64_t item) const {
     const int64_t number = item / tiles(), s = number / batch, b = number % batch;
     const int64_t first = item % tiles() * kTile, v = number * kDsaValues;
-    const Tile tile{
-        x.image(s, b), result + s * result_student + b * channels * plane(), first,
-        first + kTile < plane() ? first + kTile : plane(), {values[v], values[v + 1], values[v + 2]}};
+    const Tile tile{x.image(s, b), result + s * result_student + b * channels * plane(), first,
+                    first + kTile < plane() ? first + kTile : plane(),
+                    {values[v], values[v + 1], values[v + 2]}};
     const int64_t kind = kinds[s];
     if (kind == kColor) {
       color(block, tile);
