@@ -54,6 +54,7 @@ def flat_calls(students: int, length: int) -> dict[str, Call]:
     keep = torch.rand(size, generator=make, device=DEVICE) < 0.5
     return {
         "sgd_update": Call("sgd_update", (a, b, torch.tensor(0.01, **more)), 0),
+        "sgd_momentum": Call("sgd_momentum", (a, b, b, torch.tensor(0.01, **more), 0.9, 5e-4), 0),
         "dot": Call("dot", (a, a + b), 0),  # terms that cancel would be all error
         "sqdist": Call("sqdist", (a, b, None), 0),
         "sqdist, masked": Call("sqdist", (a, b, keep), 0),
