@@ -115,13 +115,14 @@ def test_every_op_of_both_backends_agrees_and_has_its_figures():
     assert all(0 <= row["error"] < 0.01 and row["us"] > 0 for row in rows)
 
 
-def test_flat_vectors_and_heads_agree_and_have_their_bandwidth(monkeypatch):
+def test_flat_vectors_heads_and_dsa_agree_and_have_their_bandwidth(monkeypatch):
     monkeypatch.setattr(vectors, "VECTORS", [(2, 100)])
     monkeypatch.setattr(vectors, "HEADS", [(2, 3, 4)])
     monkeypatch.setattr(vectors, "FEATURES", 16)
+    monkeypatch.setattr(vectors, "AUGMENTED", [(1, 2, 4)])
     rows = list(vectors.measure(PEAKS))
     done = [row for row in rows if row["backend"] != "cuda" or torch.cuda.is_available()]
-    assert not failures(done) and len(done) >= 2 * (6 + 2 * 4)
+    assert not failures(done) and len(done) >= 2 * (7 + 2 * 4 + 2 * 3)
     assert all(row["of_copy"] > 0 and "tflops" not in row for row in done)
     lacking = [row for row in rows if row not in done]
     assert all("GPU" in row["failed"] or "CUDA" in row["failed"] for row in lacking)
