@@ -157,11 +157,12 @@ struct PlaneSums {
     store<kQuad<T>>(values, parts[k] + thread * kQuad<T>);
   }
 
-  // In one order, from `count` sums on.
+  // Adds up the first `count` sums, each in an order that has nothing to do with their number: a
+  // tangent's primal sums have the primal's bits.
   template <class Block>
   FASTMTT_BODY void add(Block& block, const Planes<T>& of, int count = kSums) {
     const int group = of.group(), columns = count * group;
-    const int shares = columns < kPlaneThreads ? kPlaneThreads / columns : 1;
+    const int shares = 4 * group < kPlaneThreads ? kPlaneThreads / (4 * group) : 1;
     block.each([&](int thread, auto&) {
       for (int n = thread; n < columns * shares; n += kPlaneThreads) {
         const int column = n % columns, share = n / columns;
