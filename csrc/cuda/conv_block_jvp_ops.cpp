@@ -47,9 +47,8 @@ void conv_block_jvp_into(
   if (!given) conv.convolve(x, filters, xhat);
   conv.convolve(x, conv.filters(w_dot), xhat_dot);
   if (moves) conv.convolve(conv.operand(a_dot), filters, more);
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_jvp", [&] {
-    using T = scalar_t;
-    Norm<T, true> norm{.planes = planes_of<T>(block), .given = given};
+  const auto pass = [&]<typename T>(const Planes<T>& planes, auto whole) {
+    Norm<T, true, whole> norm{.planes = planes, .given = given};
     norm.z = students_of<T>(xhat);
     norm.z_dot = students_of<T>(xhat_dot);
     if (moves) norm.z_dot_more = students_of<T>(more);
@@ -65,7 +64,8 @@ void conv_block_jvp_into(
     norm.p = places_of<T>(true, p);
     norm.p_dot = places_of<T>(true, p_dot);
     run(norm, a);
-  });
+  };
+  with_planes(block, {p, p_dot, xhat, xhat_dot, more}, pass);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_block_jvp(
@@ -117,9 +117,8 @@ void conv_block_backward_jvp_into(
   const bool need_gz_dot = need_a_dot || need_parameters;
   const Tensor gz = block.empty_output(need_gz), gz_dot = block.empty_output(need_gz_dot);
   const Tensor shares = empty_shares(block, need_parameters);
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward_jvp", [&] {
-    using T = scalar_t;
-    NormBackward<T, true> norm{.planes = planes_of<T>(block)};
+  const auto pass = [&]<typename T>(const Planes<T>& planes, auto whole) {
+    NormBackward<T, true, whole> norm{.planes = planes};
     norm.gp = students_of<T>(gp);
     norm.gp_dot = students_of<T>(gp_dot);
     norm.xhat = students_of<T>(xhat);
@@ -135,7 +134,8 @@ void conv_block_backward_jvp_into(
     norm.gbeta = places_of<T>(need_parameters, gbeta_dot);
     norm.shares = shares.mutable_data_ptr<double>();
     run(norm, a);
-  });
+  };
+  with_planes(block, {gp, gp_dot, xhat, xhat_dot, gz, gz_dot}, pass);
   const Convolution conv(bf16, block.in);
   const Tensor g = conv.operand(gz), g_dot = conv.operand(gz_dot);
   const Tensor flipped = need_a_dot || need_a ? conv.flipped(w) : Tensor();

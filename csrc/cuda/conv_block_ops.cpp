@@ -26,9 +26,8 @@ void conv_block_into(
   block.check_apart();
   const Convolution conv(bf16, block.in);
   conv.convolve(conv.operand(a), conv.filters(w), xhat);
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block", [&] {
-    using T = scalar_t;
-    Norm<T, false> norm{.planes = planes_of<T>(block)};
+  const auto pass = [&]<typename T>(const Planes<T>& planes, auto whole) {
+    Norm<T, false, whole> norm{.planes = planes};
     norm.z = students_of<T>(xhat);
     norm.gamma = students_of<T>(gamma);
     norm.beta = students_of<T>(beta);
@@ -36,7 +35,8 @@ void conv_block_into(
     norm.rstd = places_of<T>(true, rstd);
     norm.p = places_of<T>(true, p);
     run(norm, a);
-  });
+  };
+  with_planes(block, {p, xhat}, pass);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_block(
@@ -65,9 +65,8 @@ void conv_block_backward_into(
   block.check_apart();
   if (!need_a && !need_parameters) return;
   const Tensor gz = block.empty_output(), shares = empty_shares(block, need_parameters);
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward", [&] {
-    using T = scalar_t;
-    NormBackward<T, false> norm{.planes = planes_of<T>(block)};
+  const auto pass = [&]<typename T>(const Planes<T>& planes, auto whole) {
+    NormBackward<T, false, whole> norm{.planes = planes};
     norm.gp = students_of<T>(gp);
     norm.xhat = students_of<T>(xhat);
     norm.rstd = students_of<T>(rstd);
@@ -78,7 +77,8 @@ void conv_block_backward_into(
     norm.gbeta = places_of<T>(need_parameters, gbeta);
     norm.shares = shares.mutable_data_ptr<double>();
     run(norm, a);
-  });
+  };
+  with_planes(block, {gp, xhat, gz}, pass);
   const Convolution conv(bf16, block.in);
   const Tensor g = conv.operand(gz);
   if (need_a) conv.convolve(g, conv.flipped(w), ga);

@@ -12,14 +12,16 @@
 
 namespace fastmtt::cuda {
 
-template <typename T, bool kTangent>
+template <typename T, bool kTangent, bool kWhole>
 struct NormBackward {
-  static constexpr int kThreads = kPlaneThreads, kResident = kTangent ? 1 : 2, kStages = 2;
-  static constexpr int kCount = kQuad<T>, kKinds = kTangent ? 2 : 1;  // value, tangent
+  static constexpr int kThreads = kPlaneThreads, kStages = 2;
+  static constexpr int kResident = kTangent && sizeof(T) == 8 ? 1 : 2;  // float64 holds more
+  static constexpr int kCount = kOwn<T>, kKinds = kTangent ? 2 : 1;  // value, tangent
   static constexpr int kColumns = 32, kLanes = kThreads / kColumns;   // of the second stage
-  using Quad = T[kCount];
+  using Own = T[kCount];
+  using Part = cuda::Part<T, kWhole>;
   struct Values {
-    T x[kKinds][4][kCount], g[kKinds][kCount];
+    Own x[kKinds][4], g[kKinds];
   };
   struct Shared {
     PlaneSums<T, 2 * kKinds> sums;
@@ -27,23 +29,23 @@ struct NormBackward {
   };
   struct Thread {
     Values held[kHeld];
-    Quad gamma, beta;
+    Own gamma, beta;
   };
 
-  // Some channels of an image: gz, its tangent, and what the image adds to the parameters' gradients.
+  // Some channels of an image: gz, its tangent, and its part of the parameters' gradients.
   FASTMTT_ANYWHERE int64_t items(Stage<0>) const { return planes.items(); }
   template <class Block>
   FASTMTT_BODY void run(Stage<0>, Block& block, int64_t item) const {
     auto& sums = block.shared.sums;
     block.each([&](int thread, Thread& mine) {
-      const Part<T> part(planes, item, thread);
+      const Part part(planes, item, thread);
       const auto read = reading(part);
-      part.load(gamma, mine.gamma);
-      part.load(beta, mine.beta);
-      Quad sum[2 * kKinds] = {};
+      part.load_parameter(gamma, mine.gamma);
+      part.load_parameter(beta, mine.beta);
+      Own sum[2 * kKinds] = {};
       part.fill(mine.held, read);
       part.visit(mine.held, read, [&](const Window&, const Values& values) {
-        FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {  // beyond the plane x and gn are zero
+        FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {  // beyond the plane all is zero
           FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
             const T x = values.x[0][corner][i], gn = opened(mine, values, 0, corner, i);
             sum[0][i] += gn;
@@ -60,7 +62,7 @@ struct NormBackward {
     });
     sums.add(block, planes);
     block.each([&](int thread, Thread& mine) {
-      const Part<T> part(planes, item, thread);
+      const Part part(planes, item, thread);
       share(part, sums);
       write(part, mine, sums);
     });
@@ -102,15 +104,13 @@ struct NormBackward {
   }
 
   // Reads a window's xhat and its pool's cotangent, a quarter for each pixel, and their tangents.
-  FASTMTT_BODY auto reading(const Part<T>& part) const {
-    const auto xs = part.in(xhat, planes.area()), x_dots = part.in(xhat_dot, planes.area());
-    const auto gs = part.in(gp, planes.pools()), g_dots = part.in(gp_dot, planes.pools());
-    return [=](const Window& window, Values& values) {
+  FASTMTT_BODY auto reading(const Part& part) const {
+    return [this, &part](const Window& window, Values& values) {
       FASTMTT_UNROLL for (int kind = 0; kind < kKinds; ++kind) {
-        (kind == 0 ? xs : x_dots).load(window, values.x[kind]);
+        part.load(part.in(kind == 0 ? xhat : xhat_dot, planes.area()), window, values.x[kind]);
         for (T& g : values.g[kind]) g = 0;
         if (!window.holds(3)) continue;  // cut by an edge: in no pool
-        (kind == 0 ? gs : g_dots).load(window.pooled, values.g[kind]);
+        part.load(part.in(kind == 0 ? gp : gp_dot, planes.pools()), window.pooled, values.g[kind]);
         for (T& g : values.g[kind]) g *= T(0.25);
       }
     };
@@ -124,7 +124,7 @@ struct NormBackward {
   }
 
   template <class Sums>
-  FASTMTT_BODY void share(const Part<T>& part, const Sums& sums) const {
+  FASTMTT_BODY void share(const Part& part, const Sums& sums) const {
     if (ggamma.data == nullptr) return;
     const int first = part.channel - part.thread % planes.lanes * kCount;
     for (int n = part.thread; n < 2 * planes.group(); n += kThreads) {
@@ -136,15 +136,15 @@ struct NormBackward {
   }
 
   template <class Sums>
-  FASTMTT_BODY void write(const Part<T>& part, Thread& mine, const Sums& sums) const {
-    Quad mean[2 * kKinds], gain, gain_dot;
+  FASTMTT_BODY void write(const Part& part, Thread& mine, const Sums& sums) const {
+    Own mean[2 * kKinds], gain, gain_dot;
     FASTMTT_UNROLL for (int k = 0; k < 2 * kKinds; ++k) sums.means(k, planes, part.thread, mean[k]);
     gains(part, mine, gain, gain_dot);
-    const auto to = part.in(gz, planes.area()), to_dot = part.in(gz_dot, planes.area());
+    T *to = part.in(gz, planes.area()), *to_dot = part.in(gz_dot, planes.area());
     part.visit(mine.held, reading(part), [&](const Window& window, const Values& values) {
       FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
         if (!window.holds(corner)) continue;
-        Quad value, value_dot;
+        Own value, value_dot;
         FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
           const T x = values.x[0][corner][i];
           const T u = std::fma(-x, mean[1][i], opened(mine, values, 0, corner, i) - mean[0][i]);
@@ -156,9 +156,9 @@ struct NormBackward {
             value_dot[i] = std::fma(gain_dot[i], u, gain[i] * u_dot);
           }
         }
-        if (to.there()) to.store(value, window.pixel(corner));
+        if (to != nullptr) part.store(value, to, window.pixel(corner));
         if constexpr (kTangent) {
-          if (to_dot.there()) to_dot.store(value_dot, window.pixel(corner));
+          if (to_dot != nullptr) part.store(value_dot, to_dot, window.pixel(corner));
         }
       }
     });
@@ -166,14 +166,14 @@ struct NormBackward {
 
   // rstd gamma and its tangent.
   FASTMTT_BODY void gains(
-      const Part<T>& part, const Thread& mine, Quad& gain, Quad& gain_dot) const {
-    Quad r;
-    part.in(rstd, 1).load(0, r);
+      const Part& part, const Thread& mine, Own& gain, Own& gain_dot) const {
+    Own r;
+    part.load_statistic(rstd, r);
     FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) gain[i] = r[i] * mine.gamma[i];
     if constexpr (kTangent) {
-      Quad r_dot, g_dot;
-      part.in(rstd_dot, 1).load(0, r_dot);
-      part.load(gamma_dot, g_dot);
+      Own r_dot, g_dot;
+      part.load_statistic(rstd_dot, r_dot);
+      part.load_parameter(gamma_dot, g_dot);
       FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
         gain_dot[i] = std::fma(r[i], g_dot[i], r_dot[i] * mine.gamma[i]);
       }
