@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.gpu import ceilings, matching, pieces, processes, real, suite, training, vectors
+from bench.gpu import (
+    ceilings,
+    matching,
+    passes,
+    pieces,
+    processes,
+    real,
+    suite,
+    training,
+    vectors,
+)
 from bench.gpu import device as dev
 from bench.gpu.results import Results, Row
 from bench.gpu.warm import warm
@@ -19,7 +29,7 @@ SHARES = {"tests": 60, "ops": 150, "match": 220, "buffer": 45, "eval": 35, "real
 ALL = ("tests", "ops", "match", "buffer", "eval")  # without the one that needs minutes by itself
 LIMIT = 500.0  # seconds; what installs comes before
 WARMING = 80.0
-VECTORS, SANITIZING = 0.15, 0.3  # shares of section ops
+VECTORS, PASSES, SANITIZING = 0.15, 0.15, 0.3  # shares of section ops
 LEAST = 12.0  # seconds of a contender; a process takes some to begin
 
 
@@ -39,8 +49,10 @@ class Bench:
         end = time.monotonic() + seconds
         yield from self._ready(end)
         yield from processes.run(vectors.measure, VECTORS * seconds, peaks=self._peaks())
-        end -= SANITIZING * seconds
         layers = ["16x16", "8x8", "32x32x3"]  # by what they cost a step
+        given = {"layers": layers, "peaks": self._peaks()}
+        yield from processes.run(passes.measure, PASSES * seconds, **given)
+        end -= SANITIZING * seconds
         for precision in sorted(dev.PRECISIONS, key=dev.FASTEST.__ne__):
             if (left := end - time.monotonic()) > 0:
                 given = {"layers": layers, "precisions": [precision], "peaks": self._peaks()}
