@@ -112,11 +112,12 @@ class BlockOps:
         return self.here(arguments(shape, dtype=dtype))
 
     def here(self, values):
-        """On the device; the students of parameters still apart."""
-        moved = {}
-        for name, value in values.items():
-            room = torch.empty(len(value), 1 + value[0].numel(), dtype=value.dtype)
-            moved[name] = room.to(self.device)[:, 1:].view(value.shape).copy_(value)
+        """On the device; the students of parameters still apart, and beginning anywhere."""
+        moved = {name: value.to(self.device) for name, value in values.items()}
+        for name in ("w", "gamma", "beta", "w_dot", "gamma_dot", "beta_dot"):
+            value = moved[name]
+            room = value.new_empty(len(value), 1 + value[0].numel())
+            moved[name] = room[:, 1:].view(value.shape).copy_(value)
         return moved
 
     def assert_agrees(self, v, tolerance):
