@@ -5,9 +5,9 @@
 // rstd [S,B,C], flat vectors [S,P]. A result that `needs` does not ask for has shape [0].
 //
 // An overload `into` writes its results into tensors that the caller gives after the other
-// arguments, contiguous (a block's for each student) and apart from whatever the op reads; one for a
-// result not asked for is left alone. `scratch` is a uint8 tensor that the op works in and resizes
-// to what it needs.
+// arguments, contiguous (a block's for each student) and apart from whatever the op reads; one for
+// a result not asked for is left alone. `scratch` is a uint8 tensor that a CPU's op works in and
+// resizes to what it needs; a GPU's leaves it alone.
 
 #include <Python.h>
 #include <torch/library.h>

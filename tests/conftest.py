@@ -10,7 +10,7 @@ if not torch.cuda.is_available():
 
 from fastmtt.ops import backends
 
-pytest.register_assert_rewrite("flat_contract", "head_contract")
+pytest.register_assert_rewrite("block_contract", "flat_contract", "head_contract")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,6 +13,7 @@ from bench.gpu import (
     ceilings,
     launches,
     matching,
+    passes,
     pieces,
     processes,
     real,
@@ -29,7 +30,7 @@ SHARES = {"tests": 60, "ops": 150, "match": 220, "buffer": 45, "eval": 35, "real
 ALL = ("tests", "ops", "match", "buffer", "eval")  # without the one that needs minutes by itself
 LIMIT = 500.0  # seconds; what installs comes before
 WARMING = 80.0
-VECTORS, LAUNCHES, SANITIZING = 0.15, 0.15, 0.3  # shares of section ops
+VECTORS, PASSES, LAUNCHES, SANITIZING = 0.15, 0.15, 0.15, 0.25  # shares of section ops
 LEAST = 12.0  # seconds of a contender; a process takes some to begin
 
 
@@ -50,8 +51,10 @@ class Bench:
         yield from self._ready(end)
         yield from processes.run(vectors.measure, VECTORS * seconds, peaks=self._peaks())
         yield from processes.run(launches.measure, LAUNCHES * seconds)
-        end -= SANITIZING * seconds
         layers = ["16x16", "8x8", "32x32x3"]  # by what they cost a step
+        given = {"layers": layers, "peaks": self._peaks()}
+        yield from processes.run(passes.measure, PASSES * seconds, **given)
+        end -= SANITIZING * seconds
         for precision in sorted(dev.PRECISIONS, key=dev.FASTEST.__ne__):
             if (left := end - time.monotonic()) > 0:
                 given = {"layers": layers, "precisions": [precision], "peaks": self._peaks()}

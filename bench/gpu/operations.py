@@ -21,7 +21,7 @@ LAYERS = {"32x32x3": (32, 3), "16x16": (16, WIDTH), "8x8": (8, WIDTH)}
 SIZES = [(1, 2), (2, 1)] if SMOKE else [(1, 100), (1, 500), (8, 10)]
 SECONDS = 0.01 if SMOKE else 0.04
 COLD = 2**20 if SMOKE else 2**27  # bytes of inputs to go through, more than a cache holds
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "triton", "cuda")
 # A kernel may err twice as much as plain torch in the same precision, and by float32's rounding.
 FACTOR, ROUNDING = 2.0, 2e-6
 SANE = 0.05  # of plain torch's own error; bfloat16 comes to 0.005
@@ -128,11 +128,10 @@ def contest(
     precision: str,
     flop: int,
     peaks: dict[str, float],
-    among: tuple[str, ...] = BACKENDS,
 ) -> Iterator[Row]:
     """A row by each backend, judged against the truth, then timed; 0 FLOP means bytes alone."""
     torch_error, baseline = 0.0, None
-    for backend in among:
+    for backend in BACKENDS:
         line = {**row, "precision": precision, "backend": backend}
         if reason := backends.missing(backend, call.op):
             yield {**line, "failed": reason}

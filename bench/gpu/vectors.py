@@ -12,7 +12,6 @@ from bench.gpu.results import Row
 from fastmtt import draws, ops
 from fastmtt.augment import DSA
 
-BACKENDS = ("reference", "triton", "cuda")
 # Students and parameters: the standard ConvNet's, and more than a cache holds.
 VECTORS = [(2, 100)] if SMOKE else [(1, 320_010), (8, 320_010), (64, 320_010)]
 # Students, images of each, classes; of so many features.
@@ -43,7 +42,7 @@ def _rows(row: Row, exact: Call, peaks: dict[str, float]) -> Iterator[Row]:
     with ops.use("reference"):
         truth = exact.run("reference", "fp32")
     call = exact.map(lambda t: t.float() if t.is_floating_point() else t)
-    yield from contest(row, call, truth, "fp32", 0, peaks, BACKENDS)
+    yield from contest(row, call, truth, "fp32", 0, peaks)
 
 
 def flat_calls(students: int, length: int) -> dict[str, Call]:

@@ -26,9 +26,11 @@
 #ifdef __CUDACC__
 #define FASTMTT_BODY __device__ __forceinline__
 #define FASTMTT_ANYWHERE __host__ __device__ __forceinline__  // for items(): a launch asks too
+#define FASTMTT_UNROLL _Pragma("unroll")  // so that arrays stay in registers
 #else
 #define FASTMTT_BODY inline
 #define FASTMTT_ANYWHERE inline
+#define FASTMTT_UNROLL
 #endif
 
 namespace fastmtt::cuda {
@@ -53,6 +55,18 @@ FASTMTT_ANYWHERE void for_stages(const Work& work) {
     work(Stage<kFirst>());
     for_stages<kStages, kFirst + 1>(work);
   }
+}
+
+// How many pieces of a size make up a count.
+FASTMTT_ANYWHERE constexpr int64_t pieces_of(int64_t count, int64_t size) {
+  return (count + size - 1) / size;
+}
+
+// One number's place among several kinds: takes the fastest first.
+FASTMTT_BODY int64_t take(int64_t& item, int64_t count) {
+  const int64_t place = item % count;
+  item /= count;
+  return place;
 }
 
 }  // namespace fastmtt::cuda

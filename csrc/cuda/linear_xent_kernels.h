@@ -9,24 +9,12 @@
 #include <limits>
 
 #include "kernel.h"
+#include "memory.h"
 #include "tile.h"
 
 namespace fastmtt::cuda {
 
 constexpr int kHeadThreads = 256, kHeadResident = 2;
-
-FASTMTT_ANYWHERE constexpr int64_t pieces_of(int64_t count, int64_t size) {
-  return (count + size - 1) / size;
-}
-
-// What each student has, contiguous, `stride` elements after the one before.
-template <typename T>
-struct Students {
-  FASTMTT_BODY T* operator[](int64_t student) const { return data + student * stride; }
-
-  T* data;
-  int64_t stride;
-};
 
 struct HeadSizes {
   int64_t students, batch, classes, features;

@@ -39,17 +39,6 @@ struct Head : HeadArguments {
 };
 
 template <typename T>
-Students<const T> students_of(const Tensor& t) {
-  return {t.const_data_ptr<T>(), t.stride(0)};
-}
-
-template <typename T>
-Students<T> places_of(bool needed, const Tensor& t) {
-  if (!needed) return {nullptr, 0};
-  return {t.mutable_data_ptr<T>(), t.stride(0)};
-}
-
-template <typename T>
 Labels<T> labels_of(const Tensor& y) {
   if (y.is_floating_point()) return {{nullptr, 0}, students_of<T>(y)};
   return {students_of<int64_t>(y), {nullptr, 0}};

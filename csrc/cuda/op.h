@@ -12,6 +12,7 @@
 #include <initializer_list>
 
 #include "../cpu/results.h"
+#include "memory.h"
 
 #ifdef FASTMTT_ON_HOST
 #include "on_host.h"
@@ -35,6 +36,17 @@ void run(const Kernel& kernel, const at::Tensor& where) {
   C10_CUDA_CHECK(launch(kernel, c10::cuda::getCurrentCUDAStream()));
 }
 #endif
+
+template <typename T>
+Students<const T> students_of(const at::Tensor& t) {
+  return {t.const_data_ptr<T>(), t.stride(0)};
+}
+
+template <typename T>
+Students<T> places_of(bool needed, const at::Tensor& t) {
+  if (!needed) return {nullptr, 0};
+  return {t.mutable_data_ptr<T>(), t.stride(0)};
+}
 
 // The dispatcher looks at one tensor's device; a kernel that is given another's memory faults.
 inline void check_devices(const char* op, const Named& first, std::initializer_list<Named> others) {

@@ -6,9 +6,8 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
-#include "kernel.h"
+#include "memory.h"
 
 namespace fastmtt::cuda {
 
@@ -16,36 +15,7 @@ constexpr int kFlatThreads = 256, kFlatResident = 4;
 constexpr int64_t kChunk = 2048;
 
 template <typename T>
-constexpr int kQuad = 16 / sizeof(T);  // neighbours that a thread takes together
-
-template <typename T>
 constexpr int kTurns = kChunk / (kFlatThreads * kQuad<T>);  // how often it does in a chunk
-
-template <int kWidth>
-using Width = std::integral_constant<int, kWidth>;
-
-template <typename T, int kWidth>
-struct alignas(kWidth * sizeof(T)) Pack {
-  T at[kWidth];
-};
-
-// Neighbours loaded kWidth together; they must be aligned so.
-template <int kWidth, typename T, int kCount>
-FASTMTT_BODY void load(const T* from, T (&to)[kCount]) {
-  for (int i = 0; i < kCount; i += kWidth) {
-    const auto pack = *reinterpret_cast<const Pack<T, kWidth>*>(from + i);
-    for (int k = 0; k < kWidth; ++k) to[i + k] = pack.at[k];
-  }
-}
-
-template <int kWidth, typename T, int kCount>
-FASTMTT_BODY void store(const T (&from)[kCount], T* to) {
-  for (int i = 0; i < kCount; i += kWidth) {
-    Pack<T, kWidth> pack;
-    for (int k = 0; k < kWidth; ++k) pack.at[k] = from[i + k];
-    *reinterpret_cast<Pack<T, kWidth>*>(to + i) = pack;
-  }
-}
 
 // work(width) with the most elements to load together at all of the addresses, or-ed.
 template <typename T, class Work>

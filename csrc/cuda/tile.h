@@ -8,13 +8,6 @@
 
 namespace fastmtt::cuda {
 
-// One number's place among several kinds: takes the fastest first.
-FASTMTT_BODY int64_t take(int64_t& item, int64_t count) {
-  const int64_t place = item % count;
-  item /= count;
-  return place;
-}
-
 // A factor's lines for a tile, from `first` on of `count`; zero beyond. Its memory runs along the
 // terms of the sum, or along the lines.
 template <typename T, bool kAlongTerms>

@@ -15,6 +15,7 @@ from bench.gpu import (
     launches,
     matching,
     operations,
+    passes,
     pieces,
     processes,
     real,
@@ -41,10 +42,11 @@ def tiny(monkeypatch):
     for module in (matching, training):
         monkeypatch.setattr(module, "WIDTH", 4)
         monkeypatch.setattr(module, "SECONDS", 0.01)
-    for module in (operations, pieces):
+    for module in (operations, passes, pieces):
         monkeypatch.setattr(module, "WIDTH", 16)
         monkeypatch.setattr(module, "LAYERS", {"first": (4, 3), "second": (4, 16)})
         monkeypatch.setattr(module, "SIZES", [(1, 1)])
+    for module in (operations, pieces):
         monkeypatch.setattr(module, "seconds_each", lambda runs, _: (timed(runs[0], 0, 1)[0], ""))
     monkeypatch.setattr(operations, "COLD", 1)
     monkeypatch.setattr(training, "SMOKE", True)
@@ -57,6 +59,14 @@ def tiny(monkeypatch):
 
 def failures(rows):
     return [row for row in rows if "failed" in row]
+
+
+def that_can_run(rows):
+    """Without those of ``cuda`` where there is no GPU, which must say so."""
+    done = [row for row in rows if row["backend"] != "cuda" or torch.cuda.is_available()]
+    lacking = [row for row in rows if row not in done]
+    assert all("GPU" in row["failed"] or "CUDA" in row["failed"] for row in lacking)
+    return done
 
 
 def numbers(precision, folder):
@@ -104,13 +114,14 @@ def test_the_time_of_one_of_several_runs():
     assert 0.01 <= seconds < 0.1 and how == "called"
 
 
-def test_every_op_of_both_backends_agrees_and_has_its_figures():
+def test_every_op_of_every_backend_agrees_and_has_its_figures():
     rows = [
         *operations.measure(["first"], ["fp32"], PEAKS),
         *operations.measure(["second"], ["bf16"], PEAKS),
     ]
+    assert {row["backend"] for row in rows} == {"reference", "triton", "cuda"}
+    rows = that_can_run(rows)
     assert not failures(rows)
-    assert {row["backend"] for row in rows} == {"reference", "triton"}
     assert {row["op"] for row in rows if row["layer"] == "first"} < {row["op"] for row in rows}
     assert all(0 <= row["error"] < 0.01 and row["us"] > 0 for row in rows)
 
@@ -121,11 +132,34 @@ def test_flat_vectors_heads_and_dsa_agree_and_have_their_bandwidth(monkeypatch):
     monkeypatch.setattr(vectors, "FEATURES", 16)
     monkeypatch.setattr(vectors, "AUGMENTED", [(1, 2, 4)])
     rows = list(vectors.measure(PEAKS))
-    done = [row for row in rows if row["backend"] != "cuda" or torch.cuda.is_available()]
+    done = that_can_run(rows)
     assert not failures(done) and len(done) >= 2 * (7 + 2 * 4 + 2 * 3)
     assert all(row["of_copy"] > 0 and "tflops" not in row for row in done)
-    lacking = [row for row in rows if row not in done]
-    assert all("GPU" in row["failed"] or "CUDA" in row["failed"] for row in lacking)
+
+
+def test_what_a_norm_pass_moves_are_its_tensors():
+    """By the op's own: a convolution and its tangent's two parts are as large as xhat."""
+    found = {}
+    for layer in ("first", "second"):
+        for name, call in operations.calls(layer, 2, 3).items():
+            call = call.map(lambda t: t.float())
+            found[layer, name] = passes.moved_bytes(call, 6, operations.LAYERS[layer][0])
+    plane = 4 * 6 * 4 * 4 * 16  # bytes of xhat
+    pooled = plane // 4
+    assert found["first", "forward"] == found["second", "backward"] == 2 * plane + pooled
+    assert found["first", "jvp"] == 4 * plane + 2 * pooled
+    assert found["second", "jvp"] == 5 * plane + 2 * pooled
+    assert found["second", "jvp, x̂ given"] == 4 * plane + 2 * pooled
+    assert found["first", "backward jvp, parameters"] == 3 * plane + 2 * pooled
+    assert found["second", "backward jvp, parameters"] == 4 * plane + 2 * pooled
+
+
+def test_norm_passes_have_their_bandwidth_or_say_why_not():
+    rows = list(passes.measure(["second"], PEAKS))
+    if torch.cuda.is_available():
+        assert not failures(rows) and all(row["of_copy"] > 0 for row in rows)
+    else:
+        assert "GPU" in rows[0]["failed"] or "CUDA" in rows[0]["failed"]
 
 
 def test_sanitizers_that_cannot_run_say_why(monkeypatch, tmp_path):
@@ -159,7 +193,7 @@ def test_an_op_that_is_wrong_is_reported_and_not_timed(monkeypatch):
         kernels, "conv_block", lambda *args, **more: [1.01 * t for t in right(*args, **more)]
     )
     rows = list(operations.measure(["second"], ["fp32"], PEAKS))
-    (wrong,) = failures(rows)
+    (wrong,) = failures(that_can_run(rows))
     assert (wrong["op"], wrong["backend"]) == ("forward", "triton")
     assert "disagrees" in wrong["failed"] and "us" not in wrong
 
