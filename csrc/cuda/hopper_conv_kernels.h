@@ -697,12 +697,14 @@ __global__ void __launch_bounds__(P::kThreads, 1) conv_block(
     int turn = 0;
     for (Work<P> work(arguments); work.more(); work.next(), turn ^= 1) {
       convolve<P>(sums, shared, place, rings);
+#ifndef FASTMTT_HOPPER_BARE  // without an end: how long do products alone take?
       if constexpr (P::kMode == kTangent) {
         find_tangent<P>(sums, shared, place, work, turn, arguments);
       } else {
         find<P>(sums, shared, place, work, turn, arguments);
       }
       finish<P>(sums, shared, place, work, arguments);
+#endif
     }
   }
   __syncwarp();
