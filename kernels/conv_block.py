@@ -15,6 +15,7 @@ import triton.language as tl
 from fastmtt.kernels import norm, precision
 from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.convolution import Operands, fitted, run, tile
+from fastmtt.kernels.first_layer import first_layer
 from fastmtt.kernels.norm import normalised, pooled, whole_planes
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
@@ -126,6 +127,9 @@ def conv_block(
         run(operands(), xhat, None)
         norm.forward(xhat, gamma, beta, p, rstd)
 
+    if c_in <= FEW and not direct(mode, c_in):
+        first_layer(a, (w, gamma, beta), (p, xhat, rstd), mode)
+        return p, xhat, rstd
     if not fits(height, width, c_in):
         two_kernels()
         return p, xhat, rstd
@@ -166,7 +170,6 @@ def conv_block(
 
 BLOCKS = (
     ("direct", 32, 3),
-    ("tf32", 32, 3),
     *((m, side, 128) for m in ("tf32", "bf16") for side in (16, 8)),
 )
 
@@ -191,13 +194,6 @@ def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
         return [tile(max(area, 128), 8, 1, 8, 1), tile(max(area, 128), 16, 1, 8, 1)]
-    if c_in <= FEW:
-        pixels = max(area, 128)
-        return [
-            tile(pixels, 16, 16, 8, 1),
-            tile(pixels, 16, 32, 8, 1),
-            tile(pixels, 8, 16, 8, 1),
-        ]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 

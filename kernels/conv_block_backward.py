@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from fastmtt.kernels import precision as precisions
+from fastmtt.kernels.contraction import FEW
 from fastmtt.kernels.convolution import convolve
-from fastmtt.kernels.first_layer import MOST_CHANNELS, first_layer
+from fastmtt.kernels.first_layer_backward import first_layer_backward
 from fastmtt.kernels.norm_backward import norm_backward
+from fastmtt.kernels.patches import patch_statistics
 from fastmtt.kernels.weight_gradient import add_parts, weight_gradient
 from torch import Tensor
 
@@ -35,8 +37,11 @@ def conv_block_backward(
     precision = precisions.of(a, a.shape[-1], bf16)
     norm_parts = (torch.empty_like(rstd), torch.empty_like(rstd))
     w_parts = None
-    if a.shape[-1] <= MOST_CHANNELS and not need_a:
-        w_parts = first_layer(gp, a, gamma, beta, xhat, rstd, norm_parts, precision)
+    if a.shape[-1] <= FEW and not need_a:
+        statistics = patch_statistics(a, precision)
+        w_parts = first_layer_backward(
+            gp, a, statistics, w, gamma, beta, xhat, rstd, norm_parts, precision
+        )
     else:
         gz = torch.empty_like(xhat, dtype=operand_dtype(precision))
         norm_backward(gp, xhat, rstd, gamma, beta, gz, norm_parts, precision)

@@ -12,6 +12,7 @@ from fastmtt.kernels import norm, precision
 from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.conv_block import BLOCKS, TWO_KERNELS, direct, fits, grid, results, sizes
 from fastmtt.kernels.convolution import Operands, fitted, run, tile
+from fastmtt.kernels.first_layer import first_layer
 from fastmtt.kernels.norm import normalised, of_planes, pooled, to_pixels, whole_planes
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
@@ -222,8 +223,13 @@ def conv_block_jvp(
         run(operands(), None if given else xhat, xhat_dot)
         norm.jvp(xhat, rstd, xhat_dot, rstd_dot, parameters, p, p_dot, given=given)
 
-    directly = direct(mode, c_in)
-    if not fits(height, width, c_in) or (directly and a_dot is not None):
+    few, directly = c_in <= FEW, direct(mode, c_in)
+    if few and not directly and a_dot is None:
+        primal, tangent = (w, gamma, beta), (w_dot, gamma_dot, beta_dot)
+        dots = p_dot, xhat_dot, rstd_dot
+        first_layer(a, primal, (p, xhat, rstd), mode, tangent, dots, given=given)
+        return returned
+    if not fits(height, width, c_in) or (few and a_dot is not None):
         two_kernels()
         return returned
     if directly:
@@ -281,8 +287,6 @@ def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
         return [tile(max(area, 128), 8, 1, 16, 1, capability=90)]
-    if c_in <= FEW:
-        return [tile(max(area, 128), 8, 16, 8, 1), tile(max(area, 128), 8, 32, 8, 1)]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 

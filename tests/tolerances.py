@@ -37,3 +37,7 @@ MEAN_OF_4000 = 0.023
 
 # torchvision's grey has 0.2989 of red where the standard, and kornia, have 0.299: 1e-4 of a pixel.
 GREY = 2e-4
+
+# tf32 rounds each operand by 2^-11 at most, 3e-4 of a sum; and a ReLU near zero falls on either
+# side, which in the tangent of a small plane is up to a hundredth.
+TF32 = 0.01
