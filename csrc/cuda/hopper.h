@@ -22,7 +22,9 @@ FASTMTT_BODY void init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
 
-FASTMTT_BODY void show_inits() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+FASTMTT_BODY void show_inits() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 FASTMTT_BODY void expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -77,7 +79,7 @@ FASTMTT_BODY void sync(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// --- tensor copies: what lies outside a tensor arrives as zeros -----------------------------------
+// --- tensor copies: what lies outside a tensor arrives as zeros ----------------------------------
 
 FASTMTT_BODY void prefetch(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -116,14 +118,14 @@ FASTMTT_BODY void prefetch_to_l2(const void* from, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
-// --- products of a warpgroup: 64 rows of a by rows of b, along 8 columns of either ----------------
+// --- products of a warpgroup: 64 rows of a by rows of b, along 8 columns of either ---------------
 //
 // A thread's sums of n columns: d[4 * j + 2 * h + e] is of row 16 * warp + 8 * h + lane / 4 and
 // column 8 * j + 2 * (lane % 4) + e.
 
-// A matrix in shared memory, its groups of eight rows `stride` units of 16 bytes apart. A row has 128
-// bytes, eight rows lie one after another, and bits 4..6 of an address are xored with bits 7..9,
-// whatever row is the first.
+// A matrix in shared memory, its groups of eight rows `stride` units of 16 bytes apart. A row has
+// 128 bytes, eight rows lie one after another, and bits 4..6 of an address are xored with bits
+// 7..9, whatever row is the first.
 FASTMTT_BODY constexpr uint64_t matrix(int stride) {
   return uint64_t(1) << 16 | uint64_t(stride) << 32 | uint64_t(1) << 62;
 }

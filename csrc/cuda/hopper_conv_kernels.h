@@ -1,8 +1,8 @@
-// Convolutions of 128 channels on planes of 16x16 or 8x8 by Hopper's tensor cores in tf32: alone, or
-// with the block's norm, ReLU and pool behind them.
+// Convolutions of 128 channels on planes of 16x16 or 8x8 by Hopper's tensor cores in tf32: alone,
+// or with the block's norm, ReLU and pool behind them.
 //
-// A Convolution is a launch of hopper_conv.cu, of a plan of the table below; before it, LayOut makes
-// the copies of the parameters that it reads.
+// A Convolution is what hopper_conv.cu launches, by a plan of the table below. It reads copies of
+// the parameters, which LayOut makes.
 
 #pragma once
 
@@ -25,14 +25,14 @@ struct Division {
   int cluster;  // blocks that share what is read of the weights
 };
 constexpr Division kPlans[] = {
-    {kPrimal, 16, 2, 2, 1},  {kPrimal, 8, 2, 2, 1},   {kPrimal, 8, 1, 1, 2}, {kPrimal, 8, 1, 1, 4},
-    {kBoth, 16, 1, 2, 2},    {kBoth, 8, 1, 2, 1},     {kBoth, 8, 1, 1, 2},   {kBoth, 8, 1, 1, 4},
-    {kTangent, 16, 2, 2, 2}, {kTangent, 8, 2, 2, 1},  {kTangent, 8, 1, 1, 4},
+    {kPrimal, 16, 2, 2, 1},  {kPrimal, 8, 2, 2, 1},  {kPrimal, 8, 1, 1, 2},  {kPrimal, 8, 1, 1, 4},
+    {kBoth, 16, 1, 2, 2},    {kBoth, 8, 1, 2, 1},    {kBoth, 8, 1, 1, 2},    {kBoth, 8, 1, 1, 4},
+    {kTangent, 16, 2, 2, 2}, {kTangent, 8, 2, 2, 1}, {kTangent, 8, 1, 1, 4},
 };
 constexpr int kPlanCount = sizeof(kPlans) / sizeof(kPlans[0]);
 
-// Activations are [S,B,side,side,128] and begin at multiples of 16 bytes. With a norm, xhat and rstd
-// are results, or of mode kTangent known.
+// Activations are [S,B,side,side,128] and begin at multiples of 16 bytes. With a norm, xhat and
+// rstd are results, or in mode kTangent known.
 struct Convolution {
   int plan;
   bool norm;
@@ -63,8 +63,8 @@ FASTMTT_BODY float rounded_to_tf32(float x) {
   return x == x ? of.number : x;
 }
 
-// Weights [3,3,Cin,Cout] of each student -> [9,Cout,Cin] rounded to tf32, or, transposed for the input
-// gradient, [9,Cin,Cout] with the taps turned round. Gamma and beta as they are, but aligned.
+// Weights [3,3,Cin,Cout] of each student -> [9,Cout,Cin] rounded to tf32, or, transposed for the
+// input gradient, [9,Cin,Cout] with the taps turned round. Gamma and beta as they are, but aligned.
 struct LayOut : Plain {
   static constexpr int kThreads = 256, kSide = 32;
   static constexpr int kTilesOfSide = kChannels / kSide, kTiles = kTilesOfSide * kTilesOfSide;
@@ -73,7 +73,9 @@ struct LayOut : Plain {
     float tile[kSide][kSide + 1];
   };
 
-  FASTMTT_ANYWHERE int64_t items(Stage<0>) const { return int64_t(parts) * students * kTaps * kTiles; }
+  FASTMTT_ANYWHERE int64_t items(Stage<0>) const {
+    return int64_t(parts) * students * kTaps * kTiles;
+  }
 
   // An item is a tile of one tap.
   template <class Block>

@@ -33,8 +33,7 @@ FASTMTT_BODY void copy_weights(
 }
 
 template <class P>
-FASTMTT_BODY void produce(
-    const Shared<P>& shared, const Maps& maps, const Convolution& call) {
+FASTMTT_BODY void produce(const Shared<P>& shared, const Maps& maps, const Convolution& call) {
   const auto& b = *shared.barriers;
   const int students = call.students;
   Ring<P::kSlots> slot;
@@ -42,7 +41,7 @@ FASTMTT_BODY void produce(
   for (Work<P> work(call); work.more(); work.next()) {
     const int student = work.student();
     const int image = student * call.images + work.image();
-    if constexpr (P::kMode == kTangent) {
+    if constexpr (P::kMode == kTangent && P::kNorm) {
       const int present = min(P::kPlanes, work.images - work.image());
       const auto* xhat = call.xhat + int64_t(image) * (P::kArea * kChannels);
       for (int i = 0; i < present; ++i) {
