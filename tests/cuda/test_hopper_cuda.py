@@ -1,4 +1,4 @@
-"""The Hopper convolution: its kernels on a Hopper GPU, elsewhere all that leads to a launch."""
+"""The Hopper convolution: its kernels on a Hopper GPU; on a CPU, all that leads to a launch."""
 
 from functools import cache
 from itertools import product
@@ -15,7 +15,7 @@ from fastmtt.ops import backends, reference
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 NEEDS_GPU = pytest.mark.skipif(not ON_GPU, reason="needs a Hopper GPU")
-SIZES = [(1, 1), (2, 3), (3, 5), (2, 257)] if ON_GPU else [(2, 3)]  # of students, of images
+SIZES = [(1, 1), (2, 3), (3, 5), (2, 257)] if ON_GPU else [(2, 2)]  # of students, of images
 WANTED = [(True, False), (True, True), (False, True)]  # the primal, the tangent
 WIDTH = 128
 
@@ -66,8 +66,9 @@ def unwritten(*shape):
 
 
 def every_plan(ops):
+    """All on a GPU, else one of each kind: the host's launch does not look at the rest."""
     for (primal, tangent), side in product(WANTED, hopper.SIDES):
-        for plan in ops.plans(primal, tangent, side):
+        for plan in ops.plans(primal, tangent, side)[: None if ON_GPU else 1]:
             yield primal, tangent, side, plan
 
 
