@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 from compare import assert_close
-from fastmtt.kernels import hopper, tuning
+from fastmtt.kernels import hopper
 from tolerances import TF32, TF32_SUM
 
 from fastmtt import kernels
@@ -242,7 +242,6 @@ class TestThroughTheKernels:
         if not ON_GPU:
             monkeypatch.setattr(hopper, "_ops", lambda: ops)
             monkeypatch.setattr(hopper, "_on_hopper", lambda t: True)
-            monkeypatch.setattr(tuning, "choose", choose)
 
     def test_block(self):
         a, _, w, _, gamma, _, beta, _ = problem(8, 2, 3)
