@@ -45,3 +45,7 @@ GREY = 2e-4
 # tf32 rounds each operand by 2^-11 at most, 3e-4 of a sum; and a ReLU near zero falls on either
 # side, which in the tangent of a small plane is up to a hundredth.
 TF32 = 0.01
+
+# A tf32 convolution and what is smooth in it: 2.9e-4 is seen of torch, of Triton and of ours, since
+# two operands of each product are rounded by 2^-11 at most; a product too many or too few shows.
+TF32_SUM = 1e-3

@@ -5,7 +5,10 @@ import os
 import torch
 from building import ROOT, load_setup
 
+from fastmtt import toolchain
+
 CSRC = ROOT / "csrc" / "cuda"
+HERE = ROOT / "tests" / "cuda"
 
 
 def host_flags(sanitized: bool) -> list[str]:
@@ -26,10 +29,10 @@ def load_on_host():
     folder.mkdir(parents=True, exist_ok=True)
     load(
         "fastmtt_on_host",
-        [str(path) for path in sorted(CSRC.glob("*_ops.cpp"))],
+        [str(path) for path in [*sorted(CSRC.glob("*_ops.cpp")), *HERE.glob("*.cpp")]],
         extra_cflags=host_flags(sanitized),
         extra_ldflags=[flag for flag in host_flags(sanitized) if "-fsanitize" in flag],
-        extra_include_paths=[str(ROOT / "tests" / "cuda")],
+        extra_include_paths=[str(HERE)],
         build_directory=str(folder),
         is_python_module=False,
     )
@@ -45,3 +48,14 @@ def declare_on_host() -> torch.library.Library:
             schema = getattr(getattr(torch.ops.fastmtt, op), overload or "default")._schema
             declared.define(str(schema).removeprefix("fastmtt::"))
     return declared
+
+
+def device_command(source) -> list[str]:
+    """The C++ compiler's for a file of ops as a GPU's build compiles it; nothing is made."""
+    from torch.utils.cpp_extension import include_paths
+
+    toolkit = toolchain.find_cuda(torch.version.cuda)
+    folders = [*include_paths(), toolkit.home / "include"]
+    includes = [flag for folder in folders for flag in ("-isystem", str(folder))]
+    flags = load_setup().compile_flags(toolkit)["cxx"]
+    return ["g++", "-std=c++20", "-Werror", "-fsyntax-only", *flags, *includes, str(source)]
