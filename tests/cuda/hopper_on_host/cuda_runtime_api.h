@@ -1,0 +1,2 @@
+#pragma once
+using cudaStream_t = void*;
