@@ -41,3 +41,7 @@ GREY = 2e-4
 # tf32 rounds each operand by 2^-11 at most, 3e-4 of a sum; and a ReLU near zero falls on either
 # side, which in the tangent of a small plane is up to a hundredth.
 TF32 = 0.01
+
+# A sum of products of random numbers rounded to tf32's 11 bits: each of a product's factors errs by
+# up to 2^-11, 2e-4 in the mean square, which together is 3e-4. Cut off instead, they err by twice that.
+TF32_PRODUCTS = 5e-4
