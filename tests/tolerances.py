@@ -42,6 +42,6 @@ GREY = 2e-4
 # side, which in the tangent of a small plane is up to a hundredth.
 TF32 = 0.01
 
-# A sum of products of random numbers rounded to tf32's 11 bits: each of a product's factors errs by
-# up to 2^-11, 2e-4 in the mean square, which together is 3e-4. Cut off instead, they err by twice that.
+# A sum of products of random numbers rounded to tf32's 11 bits: each factor errs by up to 2^-11, or
+# 2e-4 in the mean square, both together by 3e-4. Cut off instead of rounded, they err by twice that.
 TF32_PRODUCTS = 5e-4

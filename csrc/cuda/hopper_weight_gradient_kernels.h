@@ -25,7 +25,7 @@ constexpr int kLine = 128;                  // bytes of kDeep channels, and of k
 constexpr int kHalf = 64;                   // channels of a that a warpgroup multiplies
 constexpr int kWarps = 4;                   // of a warpgroup
 constexpr int kGroup = 32 * kWarps;
-constexpr int kTurners = 2;                 // warps that turn gz over
+constexpr int kTurners = kWarps - 1;        // warps that turn gz over; one copies
 
 // A block's share of the product: kHalves times 64 channels of a, kShifts of the three columns of
 // taps, kColumns channels of gz. A warpgroup has 64 channels and one column of taps.
@@ -176,28 +176,29 @@ FASTMTT_BODY void copy_strips(const Shared<P>& shared, const Maps& maps, const W
 
 // --- the warps that turn gz over -----------------------------------------------------------------
 
-// [row, pixel, channel] -> [channel, term], of which a line is swizzled. A lane has a channel.
+// [row, pixel, channel] -> [channel, term], of which a line is swizzled. Warps take 32 channels and
+// half of the terms in turns, a lane one channel.
 template <class P>
 FASTMTT_BODY void turn_stage(uint32_t from, uint32_t to, int turner, int lane) {
-  constexpr int kPixel = P::kColumns * 4, kAtOnce = 4;
+  constexpr int kPixel = P::kColumns * 4, kFours = kTerms / 8;
 #pragma unroll 1
-  for (int channel = 32 * turner + lane; channel < P::kColumns; channel += 32 * kTurners) {
+  for (int turn = turner; turn < P::kColumns / 32 * 2; turn += kTurners) {
+    const int channel = turn / 2 * 32 + lane, half = turn % 2;
+    float read[kFours][4];
 #pragma unroll
-    for (int first = 0; first < kTerms / 4; first += kAtOnce) {
-      float read[kAtOnce][4];
+    for (int i = 0; i < kFours; ++i) {
+      const int pixel = half * (kTerms / 2) + i / 2 * kStrip + i % 2;
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int pixel = (first + i) / 2 * kStrip + i % 2;
-#pragma unroll
-        for (int k = 0; k < 4; ++k) read[i][k] = load(from + (pixel + 2 * k) * kPixel + channel * 4);
+      for (int k = 0; k < 4; ++k) {
+        read[i][k] = load(from + (pixel + 2 * k) * kPixel + channel * 4);
       }
+    }
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        uint32_t four[4];
+    for (int i = 0; i < kFours; ++i) {
+      uint32_t four[4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) four[k] = rounded(read[i][k]);
-        store(to + channel * kLine + (((first + i) ^ (channel % 8)) << 4), four);
-      }
+      for (int k = 0; k < 4; ++k) four[k] = rounded(read[i][k]);
+      store(to + channel * kLine + (((half * kFours + i) ^ (channel % 8)) << 4), four);
     }
   }
 }
