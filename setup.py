@@ -12,6 +12,7 @@ Python, leaves the reason in fastmtt/_C_missing.txt and `python -m fastmtt.info`
 
 import importlib.util
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -56,6 +57,14 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
+def for_hopper() -> bool:
+    """Whether machine code of sm_90a is asked for: of nothing else can csrc/cuda/hopper_* be."""
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if not listed:
+        return "sm_90a" in CUDA_TARGETS
+    return any(arch.removesuffix("+PTX") == "9.0a" for arch in re.split(r"[ ;]+", listed))
+
+
 def target_flags(targets: dict[str, str]) -> list[str]:
     """What makes nvcc compile for these: code by the architecture it is made from."""
     return [f"-gencode=arch={arch},code={code}" for code, arch in targets.items()]
@@ -71,7 +80,8 @@ def compile_flags(toolkit) -> dict[str, list[str]]:
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     # nothing fused behind our back: what two kernels compute must have the same bits in both
     speed = SANITIZED if os.environ.get("FASTMTT_SANITIZE") == "1" else ["-O3"]
-    cxx = [*speed, "-ffp-contract=off", "-Wall", *openmp, *headers]
+    hopper = ["-DFASTMTT_SM90A"] if toolkit and for_hopper() else []
+    cxx = [*speed, "-ffp-contract=off", "-Wall", *openmp, *hopper, *headers]
     # PyTorch itself says what TORCH_CUDA_ARCH_LIST asks for, if nothing is said here
     targets = {} if os.environ.get("TORCH_CUDA_ARCH_LIST") else CUDA_TARGETS
     return {"cxx": cxx, "nvcc": [*NVCC, *target_flags(targets)]}

@@ -118,7 +118,10 @@ def cuda() -> Lines:
         here = f"none: {reason}"
     built = [] if _build is None else [("CUDA in the extension", _build.build()["cuda"])]
     held = [op for op in reference.__all__ if backends.compiled(op, "CUDA")]
-    return [("CUDA toolkit", here), *built, ("CUDA kernels", ", ".join(held) or "none")]
+    kernels = ", ".join(held) or "none"
+    if backends.hopper():
+        kernels += "; for compute capability 9.0 Triton's tuner also has CUDA convolutions"
+    return [("CUDA toolkit", here), *built, ("CUDA kernels", kernels)]
 
 
 def ops() -> Lines:

@@ -7,12 +7,11 @@ registers. Other planes take two kernels, and the convolution goes through memor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
 from typing import Any
 
 import triton
 import triton.language as tl
-from fastmtt.kernels import norm, precision
+from fastmtt.kernels import hopper, norm, precision
 from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.convolution import Operands, fitted, run, tile
 from fastmtt.kernels.first_layer import first_layer
@@ -121,28 +120,30 @@ def conv_block(
     )
     mode = precision.of(a, c_in, bf16)
 
-    operands = cache(partial(Operands, a, None, w, None, mode))
+    operands = Operands(a, None, w, None, mode)
 
     def two_kernels() -> None:
-        run(operands(), xhat, None)
+        run(operands, xhat, None)
         norm.forward(xhat, gamma, beta, p, rstd)
 
-    if c_in <= FEW and not direct(mode, c_in):
+    directly = direct(mode, c_in)
+    if c_in <= FEW and not directly:
         first_layer(a, (w, gamma, beta), (p, xhat, rstd), mode)
         return p, xhat, rstd
     if not fits(height, width, c_in):
         two_kernels()
         return p, xhat, rstd
-    if direct(mode, c_in):
+    if directly:
         mode = "direct"
-        source, weights = a, w
-    else:
-        source, _, weights, _ = operands().pointers
 
     def launch(config: Config) -> None:
         if config is TWO_KERNELS:
             two_kernels()
             return
+        if hopper.serves(config):
+            hopper.conv_block(config, (a, w, gamma, beta), (p, xhat, rstd))
+            return
+        source, _, weights, _ = (a, a, w, w) if directly else operands.prepared()
         _conv_block[grid(config, a, c_out)](
             source,
             weights,
@@ -163,8 +164,9 @@ def conv_block(
             **config.launch,
         )
 
-    configs = configurations(mode, height * width, c_in, c_out)
-    launch(choose("conv_block", (*a.shape, c_out, mode), [*configs, TWO_KERNELS], launch))
+    configs = [*configurations(mode, height * width, c_in, c_out), TWO_KERNELS]
+    configs += hopper.plans((a, xhat), mode, primal=True, tangent=False)
+    launch(choose("conv_block", (*a.shape, c_out, mode), configs, launch))
     return p, xhat, rstd
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
 from typing import Any
 
 import triton
 import triton.language as tl
-from fastmtt.kernels import norm, precision
+from fastmtt.kernels import hopper, norm, precision
 from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.conv_block import BLOCKS, TWO_KERNELS, direct, fits, grid, results, sizes
 from fastmtt.kernels.convolution import Operands, fitted, run, tile
@@ -217,10 +216,10 @@ def conv_block_jvp(
     parameters = gamma, gamma_dot, beta, beta_dot
     mode = precision.of(a, c_in, bf16)
 
-    operands = cache(partial(Operands, a, a_dot, w, w_dot, mode))
+    operands = Operands(a, a_dot, w, w_dot, mode)
 
     def two_kernels() -> None:
-        run(operands(), None if given else xhat, xhat_dot)
+        run(operands, None if given else xhat, xhat_dot)
         norm.jvp(xhat, rstd, xhat_dot, rstd_dot, parameters, p, p_dot, given=given)
 
     few, directly = c_in <= FEW, direct(mode, c_in)
@@ -234,14 +233,17 @@ def conv_block_jvp(
         return returned
     if directly:
         mode = "direct"
-        pointers = a, a, w, w_dot
-    else:
-        pointers = operands().pointers
 
     def launch(config: Config) -> None:
         if config is TWO_KERNELS:
             two_kernels()
             return
+        if hopper.serves(config):
+            inputs = a, a_dot, w, w_dot, *parameters
+            places = p, p_dot, xhat_dot, rstd_dot, xhat, rstd
+            hopper.conv_block_jvp(config, inputs, places, given=given)
+            return
+        pointers = (a, a, w, w_dot) if directly else operands.prepared()
         _conv_block_jvp[grid(config, a, c_out)](
             *pointers,
             *parameters,
@@ -263,9 +265,12 @@ def conv_block_jvp(
             **config.launch,
         )
 
-    configs = configurations(mode, height * width, c_in, c_out)
+    configs = [*configurations(mode, height * width, c_in, c_out), TWO_KERNELS]
+    if a_dot is not None:
+        activations = a, a_dot, xhat, xhat_dot
+        configs += hopper.plans(activations, mode, primal=not given, tangent=True)
     key = (*a.shape, c_out, mode, given, a_dot is not None)
-    launch(choose("conv_block_jvp", key, [*configs, TWO_KERNELS], launch))
+    launch(choose("conv_block_jvp", key, configs, launch))
     return returned
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from fastmtt.kernels import hopper
 from fastmtt.kernels.contraction import contract
 from fastmtt.kernels.tuning import Config, choose
 from fastmtt.kernels.weights import laid_out
@@ -116,10 +117,10 @@ def convolve_tangent(
 
 
 class Operands:
-    """What a convolution kernel reads, as it wants it: rounded, aligned, the weights laid out.
+    """What a convolution reads.
 
     Attributes:
-        pointers: (a, a_dot, w, w_dot); stand-ins where a tangent is None.
+        tensors: (a, a_dot, w, w_dot) as given.
         constants: sizes and flags by the kernels' names, PRIMAL aside.
         key: what the choice of a configuration depends on.
     """
@@ -133,39 +134,58 @@ class Operands:
         precision: str,
         transposed: bool = False,
     ) -> None:
-        weights = laid_out([w] if w_dot is None else [w, w_dot], precision, transposed=transposed)
-        if precision == "bf16":
-            a = a.to(torch.bfloat16)
-            a_dot = None if a_dot is None else a_dot.to(torch.bfloat16)
-        self.pointers = (a, a if a_dot is None else a_dot, weights[0], weights[-1])
+        self.tensors = a, a_dot, w, w_dot
+        self.precision, self.transposed = precision, transposed
         self.students, self.images, height, width, c_in = a.shape
         self.constants: dict[str, Any] = {
             "HEIGHT": height,
             "WIDTH": width,
             "C_IN": c_in,
-            "C_OUT": weights.shape[-2],
+            "C_OUT": w.shape[-2] if transposed else w.shape[-1],
             "TANGENT": w_dot is not None,
             "MOVES": a_dot is not None,
             "PRECISION": precision,
         }
         self.key = (self.students, self.images, *self.constants.values())
 
+    def prepared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(a, a_dot, w, w_dot) as Triton's kernels want them: rounded, aligned, w laid out.
+
+        Stand-ins where a tangent is None.
+        """
+        a, a_dot, w, w_dot = self.tensors
+        both = [w] if w_dot is None else [w, w_dot]
+        weights = laid_out(both, self.precision, transposed=self.transposed)
+        if self.precision == "bf16":
+            a = a.to(torch.bfloat16)
+            a_dot = None if a_dot is None else a_dot.to(torch.bfloat16)
+        return a, a if a_dot is None else a_dot, weights[0], weights[-1]
+
 
 def run(operands: Operands, out: Tensor | None, out_dot: Tensor | None) -> None:
-    """As :func:`convolve_tangent`, whose operands are there already."""
+    """As :func:`convolve_tangent`, of these operands."""
     constants = {**operands.constants, "PRIMAL": out is not None}
     pixels = operands.images * constants["HEIGHT"] * constants["WIDTH"]
     places = [t if t is not None else other for t, other in ((out, out_dot), (out_dot, out))]
 
     def launch(config: Config) -> None:
+        if hopper.serves(config):
+            hopper.convolution(config, operands.tensors, operands.transposed, (out, out_dot))
+            return
         tiles = triton.cdiv(pixels, config.sizes["BLOCK_M"]) * triton.cdiv(
             constants["C_OUT"], config.sizes["BLOCK_N"]
         )
         _convolution[(tiles, operands.students)](
-            *operands.pointers, *places, pixels, **constants, **config.launch
+            *operands.prepared(), *places, pixels, **constants, **config.launch
         )
 
     configs = configurations(constants)
+    a, a_dot, _, _ = operands.tensors
+    tangent = out_dot is not None
+    if tangent == constants["MOVES"] == constants["TANGENT"]:
+        activations = a, a_dot, out, out_dot
+        primal = out is not None
+        configs += hopper.plans(activations, operands.precision, primal=primal, tangent=tangent)
     launch(choose("convolution", (*operands.key, out is not None), configs, launch))
 
 

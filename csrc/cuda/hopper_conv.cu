@@ -1,95 +1,146 @@
-// The Hopper block as plain C functions on device pointers; each returns a cudaError_t, or a
-// CUresult of the tensor maps as a negative number.
-
 #include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cstdint>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+#include <utility>
 
+#include "device.h"
 #include "hopper_conv_kernels.h"
+#include "hopper_copying.h"
+#include "hopper_results.h"
 
 namespace fastmtt::cuda::hopper {
 
-struct Operands {
-  const float *x, *x_dot, *w;  // w laid out, w_dot behind it
-};
+// Its last warpgroup copies, the others multiply and write.
+template <class P>
+__global__ void __launch_bounds__(P::kThreads, 1)
+    convolution(const __grid_constant__ Maps maps, const __grid_constant__ Convolution call) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // nothing else has the instructions
+  extern __shared__ char memory[];
+  const Shared<P> shared(memory);
+  prepare<P>(shared);
+  if (threadIdx.x / kGroup == P::kGroups) {
+    if constexpr (P::kGroups == 2) give_registers<40>();
+    if (threadIdx.x % kGroup == 0) {
+      prefetch(maps.x);
+      prefetch(maps.w);
+      if constexpr (P::kSources == 2) prefetch(maps.x_dot);
+      produce<P>(shared, maps, call);
+    }
+  } else {
+    if constexpr (P::kGroups == 2) take_registers<232>();
+    const Place<P> place;
+    Rings<P> rings;
+    Sums<P> sums;
+    int turn = 0;
+    for (Work<P> work(call); work.more(); work.next(), turn ^= 1) {
+      convolve<P>(sums, shared, place, rings);
+      if constexpr (!P::kNorm) {
+        put_sums<P>(sums, place, work, call);
+      } else if constexpr (P::kMode == kTangent) {
+        find_tangent<P>(sums, shared, place, work, turn, call);
+        finish<P>(sums, shared, place, work, call);
+      } else {
+        find<P>(sums, shared, place, work, turn, call);
+        finish<P>(sums, shared, place, work, call);
+      }
+    }
+  }
+  __syncwarp();
+  if (P::kCluster > 1) cluster_sync();  // none ends while others write to its memory
+#endif
+}
 
-// A tensor of floats that arrive rounded to tf32; sizes and box from the fastest dimension on.
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+Encode find_encode() {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult how;
+  const auto error = cudaGetDriverEntryPointByVersion(
+      "cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &how);
+  if (error != cudaSuccess || found == nullptr) {
+    throw std::runtime_error(
+        "fastmtt_hopper: the CUDA driver has no cuTensorMapEncodeTiled; it must be of CUDA 12 or "
+        "newer");
+  }
+  return reinterpret_cast<Encode>(found);
+}
+
+// A tensor of floats whose copies round to tf32; sizes and box from the fastest dimension on.
 template <int kRank>
-int describe(
-    CUtensorMap* map, const float* data, const uint64_t (&sizes)[kRank],
-    const uint64_t (&strides)[kRank - 1], const uint32_t (&box)[kRank], bool swizzled) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult how;
-    cudaGetDriverEntryPointByVersion(
-        "cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &how);
-    return reinterpret_cast<Encode>(found);
-  }();
-  if (encode == nullptr) return cudaErrorNotSupported;
+CUtensorMap describe(
+    const float* data, const uint64_t (&sizes)[kRank], const uint64_t (&strides)[kRank - 1],
+    const uint32_t (&box)[kRank]) {
+  static const Encode encode = find_encode();
   uint32_t ones[kRank];
   std::fill(ones, ones + kRank, 1);
-  return -static_cast<int>(encode(
-      map, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, kRank, const_cast<float*>(data), sizes, strides, box,
-      ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE));
+  CUtensorMap map;
+  const auto error = encode(
+      &map, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, kRank, const_cast<float*>(data), sizes, strides, box,
+      ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (error != CUDA_SUCCESS) {
+    throw std::runtime_error(
+        "fastmtt_hopper: the CUDA driver refuses to describe a tensor (CUresult " +
+        std::to_string(static_cast<int>(error)) + ")");
+  }
+  return map;
 }
 
 template <class P>
-int describe_images(CUtensorMap* map, const float* data, int images) {
+CUtensorMap describe_images(const float* data, int images) {
   constexpr uint64_t kSide = P::kSide, kPixel = kChannels * 4, kDown = kSide * kPixel;
-  constexpr uint32_t kWide = P::kPitch, kHigh = P::kRows, kPlanes = P::kPlanes;
-  const auto count = static_cast<uint64_t>(images);
-  if constexpr (P::kSwizzled) {
-    return describe<4>(
-        map, data, {kChannels, kSide, kSide, count}, {kPixel, kDown, kSide * kDown},
-        {kDeep, kWide, kHigh, kPlanes}, true);
-  } else {
-    return describe<5>(
-        map, data, {4, kSide, kSide, kChannels / 4, count}, {kPixel, kDown, 16, kSide * kDown},
-        {4, kWide, kHigh, kDeep / 4, kPlanes}, false);
-  }
+  return describe<4>(
+      data, {kChannels, kSide, kSide, static_cast<uint64_t>(images)},
+      {kPixel, kDown, kSide * kDown}, {kDeep, P::kPitch, P::kRows, P::kPlanes});
 }
 
 template <class P>
-int describe_weights(CUtensorMap* map, const float* data, int students) {
+CUtensorMap describe_weights(const float* data, int students) {
   constexpr uint64_t kRow = kChannels * 4;
-  const uint64_t matrices = uint64_t(students) * kTaps * (P::kMode == kPrimal ? 1 : 2);
+  const uint64_t matrices = uint64_t(students) * kTaps * P::kSources;
   return describe<3>(
-      map, data, {kChannels, kChannels, matrices}, {kRow, kChannels * kRow},
-      {kDeep, P::kLinesOfCopy, 1}, true);
+      data, {kChannels, kChannels, matrices}, {kRow, kChannels * kRow},
+      {kDeep, P::kLinesOfCopy, 1});
 }
 
-// Clusters that the device can hold at once.
+// Clusters that the current device can hold at once.
 template <class P>
-cudaError_t resident(cudaLaunchConfig_t config, int* clusters) {
-  static int known = 0;
-  if (known == 0) {
-    if (const auto error = cudaFuncSetAttribute(
-            conv_block<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, P::kBytes)) {
-      return error;
-    }
-    config.gridDim = dim3(P::kCluster);
-    if (const auto error = cudaOccupancyMaxActiveClusters(&known, conv_block<P>, &config)) {
-      return error;
-    }
-    if (known == 0) return cudaErrorLaunchOutOfResources;
+cudaError_t resident_clusters(cudaLaunchConfig_t config, int* clusters) {
+  constexpr int kDevices = 64;
+  static std::atomic<int> known[kDevices];
+  int device = 0, major = 0, minor = 0;
+  if (const auto error = cudaGetDevice(&device)) return error;
+  const bool keep = device < kDevices;
+  if (keep && (*clusters = known[device].load()) > 0) return cudaSuccess;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (major != 9 || minor != 0) return cudaErrorNoKernelImageForDevice;
+  if (const auto error = cudaFuncSetAttribute(
+          convolution<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, P::kBytes)) {
+    return error;
   }
-  *clusters = known;
+  config.gridDim = dim3(P::kCluster);
+  if (const auto error = cudaOccupancyMaxActiveClusters(clusters, convolution<P>, &config)) {
+    return error;
+  }
+  if (*clusters == 0) return cudaErrorLaunchOutOfResources;
+  if (keep) known[device].store(*clusters);
   return cudaSuccess;
 }
 
 template <class P>
-int run(const Operands& operands, const Arguments& arguments, cudaStream_t stream) {
+cudaError_t launch_plan(const Convolution& call, cudaStream_t stream) {
+  const int images = call.students * call.images;
   Maps maps;
-  const int images = arguments.students * arguments.images;
-  if (const int error = describe_images<P>(&maps.x, operands.x, images)) return error;
-  const float* x_dot = P::kSources == 2 ? operands.x_dot : operands.x;
-  if (const int error = describe_images<P>(&maps.x_dot, x_dot, images)) return error;
-  if (const int error = describe_weights<P>(&maps.w, operands.w, arguments.students)) return error;
+  maps.x = describe_images<P>(call.x, images);
+  maps.x_dot = P::kSources == 2 ? describe_images<P>(call.x_dot, images) : maps.x;
+  maps.w = describe_weights<P>(call.weights, call.students);
 
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -101,78 +152,39 @@ int run(const Operands& operands, const Arguments& arguments, cudaStream_t strea
   config.attrs = &cluster;
   config.numAttrs = 1;
   int clusters = 0;
-  if (const auto error = resident<P>(config, &clusters)) return error;
-  const int groups = (arguments.images + P::kClusterPlanes - 1) / P::kClusterPlanes;
-  config.gridDim = dim3(P::kCluster * std::min(clusters, groups * arguments.students));
-  return cudaLaunchKernelEx(&config, conv_block<P>, maps, arguments);
+  if (const auto error = resident_clusters<P>(config, &clusters)) return error;
+  const int groups = (call.images + P::kClusterPlanes - 1) / P::kClusterPlanes;
+  config.gridDim = dim3(P::kCluster * std::min(clusters, groups * call.students));
+  return cudaLaunchKernelEx(&config, convolution<P>, maps, call);
 }
 
-using Run = int (*)(const Operands&, const Arguments&, cudaStream_t);
+template <int kNumber, bool kNorm>
+cudaError_t launch_number(const Convolution& call, cudaStream_t stream) {
+  constexpr Division kOf = kPlans[kNumber];
+  return launch_plan<Plan<kOf.mode, kOf.side, kOf.tiles, kOf.groups, kOf.cluster, kNorm>>(
+      call, stream);
+}
 
-struct Choice {
-  int mode, side;
-  const char* name;
-  Run run;
-};
+template <int... kNumbers>
+cudaError_t launch_one_of(
+    std::integer_sequence<int, kNumbers...>, const Convolution& call, cudaStream_t stream) {
+  using Launch = cudaError_t (*)(const Convolution&, cudaStream_t);
+  constexpr Launch kPlain[] = {launch_number<kNumbers, false>...};
+  constexpr Launch kWithNorm[] = {launch_number<kNumbers, true>...};
+  return (call.norm ? kWithNorm : kPlain)[call.plan](call, stream);
+}
 
-#define FASTMTT_PLAN(mode, side, tiles, groups, cluster, swizzled)                \
-  {                                                                               \
-    mode, side, #tiles "x" #groups " tiles, cluster " #cluster ", " #swizzled,    \
-        run<Plan<mode, side, tiles, groups, cluster, swizzled>>                   \
-  }
-constexpr bool swizzled = true, plain = false;
-const Choice kChoices[] = {
-    FASTMTT_PLAN(kPrimal, 16, 2, 2, 1, plain),
-    FASTMTT_PLAN(kPrimal, 16, 2, 2, 1, swizzled),
-    FASTMTT_PLAN(kPrimal, 16, 2, 2, 2, swizzled),
-    FASTMTT_PLAN(kPrimal, 16, 1, 2, 2, swizzled),
-    FASTMTT_PLAN(kPrimal, 8, 2, 2, 1, plain),
-    FASTMTT_PLAN(kPrimal, 8, 2, 2, 1, swizzled),
-    FASTMTT_PLAN(kPrimal, 8, 2, 2, 2, swizzled),
-    FASTMTT_PLAN(kPrimal, 8, 1, 2, 2, swizzled),
-    FASTMTT_PLAN(kPrimal, 8, 1, 1, 2, swizzled),
-    FASTMTT_PLAN(kPrimal, 8, 1, 1, 4, swizzled),
-    FASTMTT_PLAN(kBoth, 16, 1, 2, 2, plain),
-    FASTMTT_PLAN(kBoth, 16, 1, 2, 2, swizzled),
-    FASTMTT_PLAN(kBoth, 8, 1, 2, 1, plain),
-    FASTMTT_PLAN(kBoth, 8, 1, 2, 1, swizzled),
-    FASTMTT_PLAN(kBoth, 8, 1, 2, 2, swizzled),
-    FASTMTT_PLAN(kBoth, 8, 1, 1, 2, swizzled),
-    FASTMTT_PLAN(kBoth, 8, 1, 1, 4, swizzled),
-    FASTMTT_PLAN(kTangent, 16, 2, 2, 1, plain),
-    FASTMTT_PLAN(kTangent, 16, 2, 2, 1, swizzled),
-    FASTMTT_PLAN(kTangent, 16, 2, 2, 2, swizzled),
-    FASTMTT_PLAN(kTangent, 8, 2, 2, 1, plain),
-    FASTMTT_PLAN(kTangent, 8, 2, 2, 1, swizzled),
-    FASTMTT_PLAN(kTangent, 8, 2, 2, 2, swizzled),
-    FASTMTT_PLAN(kTangent, 8, 1, 2, 2, swizzled),
-    FASTMTT_PLAN(kTangent, 8, 1, 1, 4, swizzled),
-};
-constexpr int kCount = sizeof(kChoices) / sizeof(kChoices[0]);
-
+}  // namespace
 }  // namespace fastmtt::cuda::hopper
 
-using namespace fastmtt::cuda::hopper;
+namespace fastmtt::cuda {
 
-extern "C" {
-
-int fastmtt_hopper_choices() { return kCount; }
-int fastmtt_hopper_mode(int choice) { return kChoices[choice].mode; }
-int fastmtt_hopper_side(int choice) { return kChoices[choice].side; }
-const char* fastmtt_hopper_name(int choice) { return kChoices[choice].name; }
-
-int fastmtt_hopper_lay_out(
-    const float* w, int64_t stride, const float* w_dot, int64_t stride_dot, float* out,
-    int students, cudaStream_t stream) {
-  constexpr int kTiles = (kChannels / LayOut::kSide) * (kChannels / LayOut::kSide);
-  const dim3 grid(kTaps * kTiles, students, w_dot == nullptr ? 1 : 2);
-  lay_out<<<grid, dim3(LayOut::kSide, LayOut::kRowsAtOnce), 0, stream>>>(
-      {w, w_dot, stride, stride_dot, out});
-  return cudaGetLastError();
+template <>
+cudaError_t launch(const hopper::Convolution& call, cudaStream_t stream) {
+  using Numbers = std::make_integer_sequence<int, hopper::kPlanCount>;
+  return hopper::launch_one_of(Numbers(), call, stream);
 }
 
-int fastmtt_hopper_conv_block(
-    int choice, const Operands* operands, const Arguments* arguments, cudaStream_t stream) {
-  return kChoices[choice].run(*operands, *arguments, stream);
-}
-}
+}  // namespace fastmtt::cuda
+
+FASTMTT_LAUNCH(hopper::LayOut);

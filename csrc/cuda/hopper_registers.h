@@ -8,16 +8,16 @@
 
 namespace fastmtt::cuda::hopper {
 
-FASTMTT_BODY float load(uint32_t address) {
-  float value;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+FASTMTT_BODY uint32_t load(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
   return value;
 }
 
-FASTMTT_BODY float2 load_pair(uint32_t address) {
-  float2 pair;
-  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-               : "=f"(pair.x), "=f"(pair.y)
+FASTMTT_BODY uint2 load_pair(uint32_t address) {
+  uint2 pair;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+               : "=r"(pair.x), "=r"(pair.y)
                : "r"(address)
                : "memory");
   return pair;
@@ -31,13 +31,6 @@ FASTMTT_BODY void store(uint32_t address, const uint32_t (&values)[4]) {
 
 // Ordinary stores come before what tensor cores read after a barrier.
 FASTMTT_BODY void show_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// The tf32 next to a number: products would cut the rest off.
-FASTMTT_BODY uint32_t rounded(float value) {
-  uint32_t result;
-  asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
-  return result;
-}
 
 // So that none of what stands before is moved behind, and registers that products may still read or
 // write are put to no other use.

@@ -1,4 +1,4 @@
-// The weight gradient on Hopper as its op and its tests call it.
+// The weight gradient on Hopper as its op calls it.
 
 #pragma once
 
@@ -17,7 +17,7 @@ struct Arguments {
   int students, images, count;
 };
 
-// A cudaError_t, or a CUresult of the tensor maps as a negative number.
-int run(int plan, int side, const Arguments& arguments, cudaStream_t stream);
+// Throws std::runtime_error where the driver makes no descriptions for the copies.
+cudaError_t run(int plan, int side, const Arguments& arguments, cudaStream_t stream);
 
 }  // namespace fastmtt::cuda::hopper::gradient

@@ -1,5 +1,6 @@
 // The weight gradient of the 3x3 convolution of 128 channels on planes of 16x16 or 8x8, by Hopper's
-// tensor cores: gw[tap, ci, co] sums a[pixel + tap, ci] * gz[pixel, co], in tf32.
+// tensor cores: gw[tap, ci, co] sums a[pixel + tap, ci] * gz[pixel, co], in tf32, to which copies
+// round.
 //
 // Pixels are the terms, and lie far apart in both tensors. So gz is turned over in shared memory,
 // once for all taps, and a comes from registers, where a thread may take its numbers from anywhere.
@@ -184,7 +185,7 @@ FASTMTT_BODY void turn_stage(uint32_t from, uint32_t to, int turner, int lane) {
 #pragma unroll 1
   for (int turn = turner; turn < P::kColumns / 32 * 2; turn += kTurners) {
     const int channel = turn / 2 * 32 + lane, half = turn % 2;
-    float read[kFours][4];
+    uint32_t read[kFours][4];
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
       const int pixel = half * (kTerms / 2) + i / 2 * kStrip + i % 2;
@@ -195,10 +196,7 @@ FASTMTT_BODY void turn_stage(uint32_t from, uint32_t to, int turner, int lane) {
     }
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
-      uint32_t four[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) four[k] = rounded(read[i][k]);
-      store(to + channel * kLine + (((half * kFours + i) ^ (channel % 8)) << 4), four);
+      store(to + channel * kLine + (((half * kFours + i) ^ (channel % 8)) << 4), read[i]);
     }
   }
 }
@@ -253,9 +251,9 @@ FASTMTT_BODY void load_row(uint32_t (&a)[4], uint32_t stage, const Place<P>& pla
 #pragma unroll
   for (int odd = 0; odd < 2; ++odd) {
     const int line = row * P::kWide + place.shift + 2 * place.pair + odd;
-    const float2 two =
+    const uint2 two =
         load_pair(box + line * kLine + ((sixteen ^ (line % 8)) << 4) + place.row % 2 * 8);
-    a[2 * odd] = rounded(two.x), a[2 * odd + 1] = rounded(two.y);
+    a[2 * odd] = two.x, a[2 * odd + 1] = two.y;
   }
 }
 
@@ -282,11 +280,6 @@ FASTMTT_BODY void multiply_strip(
     if (row == 1 && rings.last >= 0) tell(b.turned_empty[rings.last]);
     if (row > kRows && row % kRows == 2) tell(b.turned_empty[turned[row / kRows - 1]]);
     load_row<P>(now, shared.a + rings.a.at * P::kABytes, place, row % kRows);
-    if (row % kRows == kRows - 1) {
-      __syncwarp();
-      tell(b.a_empty[rings.a.at]);
-      rings.a.advance();
-    }
     if (row == 0 || (row % kRows == kRows - 1 && row + 1 < P::kSide)) {  // gz's row below
       wait(shared_address(&b.turned_full[rings.turned.at]), rings.turned.turn);
       turned[(row + 1) / kRows] = rings.turned.at;
@@ -302,6 +295,11 @@ FASTMTT_BODY void multiply_strip(
       multiply(sums.at[tap], now, kOfTurned + (stage + terms) / 16);
     }
     products_end();
+    if (row % kRows == kRows - 1) {  // products have begun: a is in registers
+      __syncwarp();
+      tell(b.a_empty[rings.a.at]);
+      rings.a.advance();
+    }
   }
   rings.last = turned[P::kSteps - 1];
 }

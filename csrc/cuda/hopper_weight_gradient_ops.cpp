@@ -66,13 +66,9 @@ void weight_gradient(
   given.images = static_cast<int>(a.size(1));
   given.count = static_cast<int>(parts.size(1));
   const c10::cuda::CUDAGuard guard(a.device());
-  const int error = hopper::gradient::run(
+  C10_CUDA_CHECK(hopper::gradient::run(
       static_cast<int>(plan), static_cast<int>(a.size(2)), given,
-      c10::cuda::getCurrentCUDAStream());
-  TORCH_CHECK(
-      error >= 0, "fastmtt_hopper::weight_gradient: the driver makes no tensor map, error ",
-      -error);
-  C10_CUDA_CHECK(static_cast<cudaError_t>(error));
+      c10::cuda::getCurrentCUDAStream()));
 }
 
 TORCH_LIBRARY_FRAGMENT(fastmtt_hopper, m) {

@@ -70,6 +70,12 @@ def cuda_error() -> str | None:
 
 
 @cache
+def hopper() -> bool:
+    """Whether the extension holds the convolutions for Hopper GPUs alone, ``fastmtt_hopper``."""
+    return extension_error() is None and hasattr(torch.ops.fastmtt_hopper, "convolution")
+
+
+@cache
 def triton_error() -> str | None:
     """None if the Triton kernels can run, else why not."""
     try:

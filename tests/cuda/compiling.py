@@ -6,6 +6,7 @@ import torch
 from building import ROOT, load_setup
 
 CSRC = ROOT / "csrc" / "cuda"
+HERE = ROOT / "tests" / "cuda"
 
 
 def host_flags(sanitized: bool) -> list[str]:
@@ -26,10 +27,10 @@ def load_on_host():
     folder.mkdir(parents=True, exist_ok=True)
     load(
         "fastmtt_on_host",
-        [str(path) for path in sorted(CSRC.glob("*_ops.cpp"))],
+        [str(path) for path in [*sorted(CSRC.glob("*_ops.cpp")), *HERE.glob("*.cpp")]],
         extra_cflags=host_flags(sanitized),
         extra_ldflags=[flag for flag in host_flags(sanitized) if "-fsanitize" in flag],
-        extra_include_paths=[str(ROOT / "tests" / "cuda")],
+        extra_include_paths=[str(HERE)],
         build_directory=str(folder),
         is_python_module=False,
     )

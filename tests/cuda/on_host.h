@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/kernel.h"
+#include "hopper_on_host.h"
 
 namespace fastmtt::cuda {
 

@@ -32,6 +32,9 @@ inline thread_local Index threadIdx, blockIdx;
 struct float2 {
   float x, y;
 };
+struct uint2 {
+  uint32_t x, y;
+};
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
 // [images, side, side, channels], of which boxes of channels, columns and rows are copied.
@@ -91,6 +94,15 @@ inline void finish(Phase& phase) {
   phase.left = phase.arrivals;
   ++phase.number;
   changed.notify_all();
+}
+
+// To the next number of tf32.
+inline float rounded(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  bits = (bits + (1 << 12)) & ~((1u << 13) - 1);
+  std::memcpy(&value, &bits, 4);
+  return value;
 }
 
 inline float number(uint32_t bits) {
@@ -176,7 +188,7 @@ inline void copy(
       const int64_t pixel = (int64_t(image) * map.side + row) * map.side + column;
       for (int c = channel; c < channel + map.box_channels; ++c, place += 4) {
         host::check(c >= 0 && c < map.channels, "a channel outside");
-        const float value = inside ? map.data[pixel * map.channels + c] : 0;
+        const float value = inside ? host::rounded(map.data[pixel * map.channels + c]) : 0;
         std::memcpy(host::at(map.swizzled ? host::swizzled(place) : place, 4), &value, 4);
       }
     }
@@ -216,26 +228,20 @@ void give_registers() {}
 template <int>
 void take_registers() {}
 
-inline float load(uint32_t address) {
-  float value;
+inline uint32_t load(uint32_t address) {
+  uint32_t value;
   std::memcpy(&value, host::at(address, 4), 4);
   return value;
 }
 
-inline float2 load_pair(uint32_t address) {
-  float2 pair;
+inline uint2 load_pair(uint32_t address) {
+  uint2 pair;
   std::memcpy(&pair, host::at(address, 8), 8);
   return pair;
 }
 
 inline void store(uint32_t address, const uint32_t (&values)[4]) {
   std::memcpy(host::at(address, 16), values, 16);
-}
-
-inline uint32_t rounded(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return (bits + (1 << 12)) & ~((1u << 13) - 1);
 }
 
 }  // namespace fastmtt::cuda::hopper

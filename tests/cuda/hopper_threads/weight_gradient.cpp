@@ -16,10 +16,7 @@ static Numbers random(int64_t count, int seed) {
   std::mt19937 generator(seed);
   std::normal_distribution<float> normal;
   Numbers numbers(count);
-  for (auto& number : numbers) {  // those of tf32, whose products are exact
-    const uint32_t bits = rounded(normal(generator));
-    std::memcpy(&number, &bits, 4);
-  }
+  for (auto& number : numbers) number = host::rounded(normal(generator));  // products are exact
   return numbers;
 }
 
