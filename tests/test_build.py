@@ -187,6 +187,20 @@ def test_targets_are_ours_unless_torchs_variable_names_others(monkeypatch):
     assert not any("arch" in flag for flag in setup.compile_flags(None)["nvcc"])
 
 
+@pytest.mark.parametrize(
+    ("targets", "has"),
+    [(None, True), ("8.6;9.0a", True), ("9.0a+PTX 8.0", True), ("9.0", False), ("9.0+PTX", False)],
+)
+def test_ops_for_hopper_need_code_of_sm_90a(targets, has, bare, monkeypatch):
+    setup = load_setup()
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    if targets:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", targets)
+    toolkit = toolchain.CudaToolkit(bare, "13.0")
+    assert ("-DFASTMTT_SM90A" in setup.compile_flags(toolkit)["cxx"]) == has
+    assert "-DFASTMTT_SM90A" not in setup.compile_flags(None)["cxx"]
+
+
 def test_a_build_without_cuda_has_none_of_its_sources(monkeypatch):
     setup = load_setup()
     monkeypatch.setattr(setup, "write_facts", lambda cuda, flags: None)

@@ -74,6 +74,7 @@ struct Plan {
   };
   static constexpr int kBytes = kSlots * kSlotBytes + kStages * kStageBytes +
       static_cast<int>(sizeof(Statistics) + sizeof(Barriers)) + 1024;
+  static_assert(kBytes <= 227 * 1024);  // of a block at most
 };
 
 enum Found { kMean, kRstd, kMeanDot, kCorrelation };

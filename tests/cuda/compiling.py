@@ -5,6 +5,8 @@ import os
 import torch
 from building import ROOT, load_setup
 
+from fastmtt import toolchain
+
 CSRC = ROOT / "csrc" / "cuda"
 HERE = ROOT / "tests" / "cuda"
 
@@ -46,3 +48,14 @@ def declare_on_host() -> torch.library.Library:
             schema = getattr(getattr(torch.ops.fastmtt, op), overload or "default")._schema
             declared.define(str(schema).removeprefix("fastmtt::"))
     return declared
+
+
+def device_command(source) -> list[str]:
+    """The C++ compiler's for a file of ops as a GPU's build compiles it; nothing is made."""
+    from torch.utils.cpp_extension import include_paths
+
+    toolkit = toolchain.find_cuda(torch.version.cuda)
+    folders = [*include_paths(), toolkit.home / "include"]
+    includes = [flag for folder in folders for flag in ("-isystem", str(folder))]
+    flags = load_setup().compile_flags(toolkit)["cxx"]
+    return ["g++", "-std=c++20", "-Werror", "-fsyntax-only", *flags, *includes, str(source)]

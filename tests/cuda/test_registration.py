@@ -1,12 +1,15 @@
 """Which ops csrc/cuda has, on the host and in the extension, and that all keep to the schemas."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 import torch
-from compiling import CSRC
+from compiling import CSRC, device_command
 from samples import samples
 
+from fastmtt import toolchain
 from fastmtt.ops import backends
 
 # What csrc/cuda registers, in both forms, by its own text.
@@ -41,3 +44,18 @@ def test_opcheck(op, cuda_ops):
         torch.library.opcheck(getattr(cuda_ops, op).default, here, test_utils="test_schema")
         into = (*here, *places)
         torch.library.opcheck(getattr(cuda_ops, op).into, into, test_utils="test_schema")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", sorted(CSRC.glob("*_ops.cpp")), ids=lambda path: path.stem)
+def test_the_sources_of_ops_compile_for_a_gpu(source, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    try:
+        command = device_command(source)
+    except toolchain.NotFoundError as reason:
+        pytest.skip(f"no usable CUDA toolkit: {reason}")
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"no {command[0]}")
+    assert "-DFASTMTT_SM90A" in command
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
