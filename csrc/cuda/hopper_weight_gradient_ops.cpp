@@ -53,7 +53,9 @@ void weight_gradient(
       "fastmtt_hopper::weight_gradient: a_second and gz_second must be given together");
   check("a", a, a.sizes(), a);
   check("gz", gz, a.sizes(), a);
-  Arguments given{a.const_data_ptr<float>(), gz.const_data_ptr<float>(), nullptr, nullptr};
+  Arguments given{};
+  given.a = a.const_data_ptr<float>();
+  given.gz = gz.const_data_ptr<float>();
   if (a_second) {
     check("a_second", *a_second, a.sizes(), a);
     check("gz_second", *gz_second, a.sizes(), a);
@@ -74,10 +76,9 @@ void weight_gradient(
 TORCH_LIBRARY_FRAGMENT(fastmtt_hopper, m) {
   m.def(
       "weight_gradient(Tensor a, Tensor gz, Tensor? a_second, Tensor? gz_second, int plan,"
-      " Tensor(a!) parts) -> ()");
+      " Tensor(a!) parts) -> ()",
+      torch::dispatch(c10::DispatchKey::CUDA, &weight_gradient));
 }
-
-TORCH_LIBRARY_IMPL(fastmtt_hopper, CUDA, m) { m.impl("weight_gradient", &weight_gradient); }
 
 }  // namespace
 }  // namespace fastmtt::cuda
