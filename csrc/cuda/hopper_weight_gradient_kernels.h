@@ -4,9 +4,9 @@
 //
 // Pixels are the terms, and lie far apart in both tensors. So gz is turned over in shared memory,
 // once for all taps, and a comes from registers, where a thread may take its numbers from anywhere.
-// A strip of eight columns is walked down row by row: a's row, once in registers, is multiplied with
-// gz's rows above, at and below it. What lies beyond the strip's ends is left out; beyond its sides,
-// the copy fills in zeros.
+// A strip of eight columns is walked down row by row: a's row, once in registers, is multiplied
+// with gz's rows above, at and below it. What lies beyond the strip's ends is left out; beyond its
+// sides, the copy fills in zeros.
 //
 // Within a row of eight pixels, term k < 4 is pixel 2k, and term 4 + k pixel 2k + 1; rows 8 * h + i
 // of sixteen are channels 2i + h. So a thread reads two channels at once, and no bank twice.

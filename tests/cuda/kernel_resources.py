@@ -111,7 +111,8 @@ def _parsed(family: str, text: str) -> Iterator[Resources]:
 def kernel_name(mangled: str) -> str:
     """``RowSums<float, Products<float>>`` of a launched function's mangled name."""
     told = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
-    inner = re.sub(r"fastmtt::cuda::|hopper::|gradient::", "", told).partition("<")[2].partition(">(")[0]
+    short = re.sub(r"fastmtt::cuda::|hopper::|gradient::", "", told)
+    inner = short.partition("<")[2].partition(">(")[0]
     return re.sub(r">\s+(?=>)", ">", inner).strip()
 
 
