@@ -34,14 +34,14 @@ inline void check_pair(const char* op, const Named& first, const Named& second) 
   check_alike(op, second, first);
 }
 
-inline void check_rate(const at::Tensor& lr, const at::Tensor& theta) {
+inline void check_rate(const char* op, const at::Tensor& lr, const at::Tensor& theta) {
   TORCH_CHECK(
       lr.dim() == 0 || (lr.dim() == 1 && lr.size(0) == theta.size(0)),
-      "fastmtt::sgd_update: lr must have shape [] or [S] = [", theta.size(0), "], got ",
+      "fastmtt::", op, ": lr must have shape [] or [S] = [", theta.size(0), "], got ",
       lr.sizes());
   TORCH_CHECK(
       lr.scalar_type() == theta.scalar_type(),
-      "fastmtt::sgd_update: lr must have the dtype of theta, ", theta.scalar_type(), ", got ",
+      "fastmtt::", op, ": lr must have the dtype of theta, ", theta.scalar_type(), ", got ",
       lr.scalar_type());
 }
 

@@ -77,6 +77,12 @@ TORCH_LIBRARY(fastmtt, m) {
 
   m.def("sgd_update(Tensor theta, Tensor g, Tensor lr) -> Tensor");
   m.def("sgd_update.into(Tensor theta, Tensor g, Tensor lr, Tensor(a!) result) -> ()");
+  m.def(
+      "sgd_momentum(Tensor theta, Tensor g, Tensor velocity, Tensor lr, float momentum,"
+      " float weight_decay) -> (Tensor new_theta, Tensor new_velocity)");
+  m.def(
+      "sgd_momentum.into(Tensor theta, Tensor g, Tensor velocity, Tensor lr, float momentum,"
+      " float weight_decay, Tensor(a!) new_theta, Tensor(b!) new_velocity) -> ()");
   m.def("dot(Tensor a, Tensor b) -> Tensor");
   m.def("dot.into(Tensor a, Tensor b, Tensor(a!) result) -> ()");
   m.def("sqdist(Tensor theta, Tensor target, Tensor? keep) -> Tensor");

@@ -1,7 +1,8 @@
 """Draws as data: random numbers that are a function of a key, not of what ran before.
 
 Every number comes from NumPy's counter-based Philox generator keyed by (seed, what, index): the
-same on every device, in any order, however students are grouped.
+same on every device, in any order, however students are grouped. Kernels take numbers and draw
+none, so that an op, its transpose and the published order of draws go through the same ones.
 """
 
 from __future__ import annotations

@@ -129,12 +129,11 @@ class _Trainer:
         """Begin with weights and momenta in the public order."""
         self.student, self.examples, self.recipe = student, examples, recipe
         self.theta = empty_rows(theta).copy_(student.pack(theta))
-        self.direction, self.velocity = empty_rows(theta), empty_rows(theta)
+        self.direction, self.velocity = empty_rows(theta), empty_rows(theta).zero_()
         self.moves = velocity is not None  # whether there is a momentum
         if velocity is not None:
             self.velocity.copy_(student.pack(velocity))
-        lr = torch.as_tensor(recipe.lr, dtype=theta.dtype, device=theta.device)
-        self.lr = lr.reshape(-1, 1).clone()
+        self.lr = torch.as_tensor(recipe.lr, dtype=theta.dtype, device=theta.device).clone()
         # other augmentations may bring constants to a GPU at every call, which no graph records
         ours = recipe.augment is None or isinstance(recipe.augment, DSA)
         self.graph = can_capture(recipe.graph and ours, student, recipe.augment is not None, theta)
@@ -154,7 +153,8 @@ class _Trainer:
             yield
 
     def forget(self) -> None:
-        """Begin the momentum anew."""
+        """Begin the momentum anew: from zero, the first gradient becomes it."""
+        self.velocity.zero_()
         self.moves = False
 
     def public(self) -> tuple[Tensor, Tensor | None]:
@@ -164,13 +164,10 @@ class _Trainer:
 
     def _step(self, drawn: Draws, places: _Places) -> None:
         places.draws.put(drawn)
-        if self.moves or not self.recipe.momentum:
-            places.moving(partial(self._run, places.draws.draws, True))
-        else:  # the first gradient is the momentum
-            self._run(places.draws.draws, False)
-            self.moves = True
+        places.step(partial(self._run, places.draws.draws))
+        self.moves = bool(self.recipe.momentum)
 
-    def _run(self, drawn: Draws, moves: bool) -> None:
+    def _run(self, drawn: Draws) -> None:
         """A step of SGD, in place."""
         recipe, theta, velocity = self.recipe, self.theta, self.velocity
         x, y = self.examples.pick(drawn.indices[0])
@@ -182,13 +179,8 @@ class _Trainer:
         if recipe.cutmix is not None and drawn.mixes is not None:
             x, y = recipe.cutmix.apply(x, y, drawn.mixes[0])
         direction = _direction(self.student, theta, x, y, recipe.sharpness, self.direction)
-        if recipe.weight_decay:
-            direction.add_(theta, alpha=recipe.weight_decay)
-        if recipe.momentum and moves:
-            direction = torch.add(direction, velocity, alpha=recipe.momentum, out=velocity)
-        elif recipe.momentum:
-            velocity.copy_(direction)
-        theta.sub_(self.lr * direction)
+        rates = self.lr, recipe.momentum, recipe.weight_decay
+        ops.sgd_momentum(theta, direction, velocity, *rates, into=[theta, velocity])
 
 
 class _Places:
@@ -197,7 +189,7 @@ class _Places:
     def __init__(self, like: Draws, trainer: _Trainer) -> None:
         """Make room for a step's draws."""
         self.draws = PlacedDraws(like, trainer.theta.device)
-        self.moving: Captured[None] = Captured(trainer.graph)
+        self.step: Captured[None] = Captured(trainer.graph)
 
 
 def accuracy(student: Network, theta: Tensor, images: Images, labels: Tensor) -> Tensor:

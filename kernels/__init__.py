@@ -18,6 +18,7 @@ from fastmtt.kernels.linear_xent import (
     linear_xent_backward_jvp,
     linear_xent_jvp,
 )
+from fastmtt.kernels.momentum import sgd_momentum
 from fastmtt.kernels.tuning import interpreting
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "linear_xent_backward",
     "linear_xent_backward_jvp",
     "linear_xent_jvp",
+    "sgd_momentum",
     "sgd_update",
     "sqdist",
 ]

@@ -63,6 +63,43 @@ class FlatOps:
         plain = theta, g, 0.05, False
         assert_close(self.run("gsam_perturb", *plain), truth("gsam_perturb", *plain), ROUNDING_32)
 
+    def momentum(self, shape):
+        """The arguments of sgd_momentum: rows that lie apart, a rate of each."""
+        vectors = (*self.vectors(shape), self.vectors(shape, seed=1)[0])
+        return (*vectors, *self.tail("sgd_update", shape[0]), 0.9, 0.05)
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_sgd_momentum_agrees_with_float64(self, shape):
+        args = self.momentum(shape)
+        apart = torch.full((shape[0], 4, shape[1]), torch.nan, device=DEVICE, dtype=self.dtype)
+        places = [apart[:, 0], apart[:, 2]]
+        got = self.run("sgd_momentum", *args, into=places)
+        fresh = self.run("sgd_momentum", *args)
+        for result, place, other, want in zip(
+            got, places, fresh, truth("sgd_momentum", *args), strict=True
+        ):
+            assert result is place and torch.equal(other, result)
+            assert_close(result, want, 3 * self.rounding)
+        assert apart[:, 1::2].isnan().all()
+
+    def test_no_bit_of_sgd_momentum_depends_on_company_or_place(self):
+        theta, g, velocity, rates, *rest = self.momentum((3, 9001))
+        want = self.run("sgd_momentum", theta, g, velocity, rates, *rest)
+        theta, velocity = theta.clone(), velocity.clone()
+        columns = g.T.contiguous().T
+        for s in range(3):
+            one = slice(s, s + 1)
+            alone = self.run("sgd_momentum", theta[one], g[one], velocity[one], rates[one], *rest)
+            assert all(torch.equal(a, w[one]) for a, w in zip(alone, want, strict=True))
+        args = theta, columns, velocity, rates, *rest
+        self.run("sgd_momentum", *args, into=[theta, velocity])
+        assert torch.equal(theta, want[0]) and torch.equal(velocity, want[1])
+        args = theta, g, velocity, rates[0], *rest
+        for result, wide in zip(
+            self.run("sgd_momentum", *args), truth("sgd_momentum", *args), strict=True
+        ):
+            assert_close(result, wide, 3 * self.rounding)
+
     @pytest.mark.parametrize("each", [True, False], ids=["SP", "P"])
     def test_sqdist_does_not_look_at_what_is_not_kept(self, each):
         theta, target = self.vectors((3, 5001))

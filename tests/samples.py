@@ -150,6 +150,11 @@ def _sgd_update():
     return [(theta, g, rate), (theta, g, rate * torch.arange(1.0, 4.0, dtype=torch.float64))]
 
 
+def _sgd_momentum():
+    velocity = _rows(3)[2]
+    return [(theta, g, velocity, lr, 0.9, 5e-4) for theta, g, lr in _sgd_update()]
+
+
 def _sqdist():
     a, b = _rows(2)
     return [(a, b, None), (a, b, a > 0), (a, b, a[0] > 0)]
@@ -190,6 +195,7 @@ _SAMPLES = {
     "linear_xent_jvp": _linear_xent_jvp,
     "linear_xent_backward_jvp": _linear_xent_backward_jvp,
     "sgd_update": _sgd_update,
+    "sgd_momentum": _sgd_momentum,
     "dot": lambda: [tuple(_rows(2))],
     "sqdist": _sqdist,
     "dsa": _dsa,

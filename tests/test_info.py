@@ -48,6 +48,12 @@ def test_toolkit_is_shown(monkeypatch, tmp_path):
     assert ("CUDA toolkit", f"13.0 in {tmp_path}") in info.cuda()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_convolutions_for_hopper_are_shown_where_they_are_built(there, monkeypatch):
+    monkeypatch.setattr(backends, "hopper", lambda: there)
+    assert ("compute capability 9.0" in dict(info.cuda())["CUDA kernels"]) == there
+
+
 def test_command_with_a_backend_forced():
     def run(backend, *arguments):
         return subprocess.run(

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.gpu import ceilings, matching, pieces, processes, real, suite, training, vectors
+from bench.gpu import (
+    ceilings,
+    launches,
+    matching,
+    pieces,
+    processes,
+    real,
+    suite,
+    training,
+    vectors,
+)
 from bench.gpu import device as dev
 from bench.gpu.results import Results, Row
 from bench.gpu.warm import warm
@@ -19,7 +29,7 @@ SHARES = {"tests": 60, "ops": 150, "match": 220, "buffer": 45, "eval": 35, "real
 ALL = ("tests", "ops", "match", "buffer", "eval")  # without the one that needs minutes by itself
 LIMIT = 500.0  # seconds; what installs comes before
 WARMING = 80.0
-VECTORS, SANITIZING = 0.15, 0.3  # shares of section ops
+VECTORS, LAUNCHES, SANITIZING = 0.15, 0.15, 0.3  # shares of section ops
 LEAST = 12.0  # seconds of a contender; a process takes some to begin
 
 
@@ -35,10 +45,11 @@ class Bench:
         yield from suite.run(self.results.folder, seconds)
 
     def ops(self, seconds: float) -> Iterator[Row]:
-        """Ceilings, all ops, single kernels, what was chosen for them; CUDA's sanitizers."""
+        """Ceilings, all ops, single kernels, launches, what was chosen; CUDA's sanitizers."""
         end = time.monotonic() + seconds
         yield from self._ready(end)
         yield from processes.run(vectors.measure, VECTORS * seconds, peaks=self._peaks())
+        yield from processes.run(launches.measure, LAUNCHES * seconds)
         end -= SANITIZING * seconds
         layers = ["16x16", "8x8", "32x32x3"]  # by what they cost a step
         for precision in sorted(dev.PRECISIONS, key=dev.FASTEST.__ne__):

@@ -1,4 +1,4 @@
-"""The flat-vector ops and the head by every backend, and their bandwidth beside a copy's."""
+"""Flat vectors, the head and DSA by every backend, and their bandwidth beside a copy's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from bench.gpu.device import DEVICE, SMOKE
 from bench.gpu.operations import Call, contest
 from bench.gpu.results import Row
-from fastmtt import ops
+from fastmtt import draws, ops
+from fastmtt.augment import DSA
 
 BACKENDS = ("reference", "triton", "cuda")
 # Students and parameters: the standard ConvNet's, and more than a cache holds.
@@ -17,6 +18,9 @@ VECTORS = [(2, 100)] if SMOKE else [(1, 320_010), (8, 320_010), (64, 320_010)]
 # Students, images of each, classes; of so many features.
 HEADS = [(2, 3, 4)] if SMOKE else [(1, 100, 10), (8, 10, 10), (1, 100, 200)]
 FEATURES = 16 if SMOKE else 2048
+# Students, images of each, their side; of three channels.
+AUGMENTED = [(1, 2, 4)] if SMOKE else [(1, 256, 32), (8, 100, 32), (64, 256, 32), (1, 100, 128)]
+MAPS = ("crop", "color", "rotate")  # pixels moved, mixed with the image's mean, and sampled
 
 
 def measure(peaks: dict[str, float]) -> Iterator[Row]:
@@ -28,6 +32,10 @@ def measure(peaks: dict[str, float]) -> Iterator[Row]:
     for students, images, classes in HEADS:
         row = {"table": "heads", "S": students, "images": images, "classes": classes}
         for name, call in head_calls(students, images, classes).items():
+            yield from _rows({**row, "op": name}, call, peaks)
+    for students, images, side in AUGMENTED:
+        row = {"table": "augmentations", "S": students, "images": images, "side": side}
+        for name, call in dsa_calls(students, images, side).items():
             yield from _rows({**row, "op": name}, call, peaks)
 
 
@@ -46,6 +54,7 @@ def flat_calls(students: int, length: int) -> dict[str, Call]:
     keep = torch.rand(size, generator=make, device=DEVICE) < 0.5
     return {
         "sgd_update": Call("sgd_update", (a, b, torch.tensor(0.01, **more)), 0),
+        "sgd_momentum": Call("sgd_momentum", (a, b, b, torch.tensor(0.01, **more), 0.9, 5e-4), 0),
         "dot": Call("dot", (a, a + b), 0),  # terms that cancel would be all error
         "sqdist": Call("sqdist", (a, b, None), 0),
         "sqdist, masked": Call("sqdist", (a, b, keep), 0),
@@ -80,4 +89,18 @@ def head_calls(students: int, images: int, classes: int) -> dict[str, Call]:
             ),
         }
         found |= {f"{op}, {kind}": Call(op, given, 0) for op, given in arguments.items()}
+    return found
+
+
+def dsa_calls(students: int, images: int, side: int) -> dict[str, Call]:
+    """DSA and its transpose by name, with values as they are drawn, in float64."""
+    make = torch.Generator(DEVICE).manual_seed(0)
+    size = (students, images, 3, side, side)
+    x = torch.randn(size, generator=make, device=DEVICE, dtype=torch.float64)
+    found = {}
+    for name in MAPS:
+        streams = [draws.stream(0, "bench", student) for student in range(students)]
+        drawn = DSA.stack([DSA(name).draw(rng, images, size[2:]) for rng in streams])
+        given = (x, drawn.kind[0].to(DEVICE), drawn.values[0].to(DEVICE).double(), 0.5)
+        found |= {f"{op}, {name}": Call(op, given, 0) for op in ("dsa", "dsa_transpose")}
     return found

@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 
+#include "../dsa_arguments.h"
 #include "results.h"
 #include "rows.h"
 #include "sampling.h"
@@ -22,9 +23,6 @@ namespace {
 
 using at::Tensor;
 
-enum Kind : int64_t { kNone, kColor, kCrop, kCutout, kFlip, kScale, kRotate, kKinds };
-
-constexpr int64_t kValues = 3;
 // Numbers worth handing to another thread: of copies, and of samples, which cost eight times more.
 constexpr int64_t kCopied = int64_t(1) << 18, kSampled = kCopied / 8;
 
@@ -116,7 +114,7 @@ int64_t pixels(double value, int64_t size) {
 
 template <typename T>
 FASTMTT_INLINE inline void map_image(
-    const ImageSize& s, Kind kind, const double* value, double share, bool transposed,
+    const ImageSize& s, DsaKind kind, const double* value, double share, bool transposed,
     Sampler<T>& sampler, const T* x, T* out) {
   const auto resample = [&](const AffineMap& map) FASTMTT_INLINE {
     transposed ? sampler.scatter(map, x, out) : sampler.sample(map, x, out);
@@ -150,31 +148,13 @@ FASTMTT_INLINE inline void map_image(
   std::copy_n(x, s.size(), out);
 }
 
-void check_images(const char* op, const char* name, const Tensor& x) {
-  TORCH_CHECK(
-      x.dim() == 5, "fastmtt::", op, ": ", name, " must have shape [S, B, C, H, W], got ",
-      x.sizes());
-  TORCH_CHECK(
-      x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble,
-      "fastmtt::", op, ": ", name, " must be float32 or float64, got ", x.scalar_type());
-}
-
 void map_images(
     const char* op, const Named& images, const Tensor& kind, const Tensor& values, double share,
     bool transposed, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  check_images(op, images.name, images.tensor);
+  check_dsa(op, images, kind, values);
   const Tensor x = images.tensor.contiguous();
   const int64_t students = x.size(0), batch = x.size(1);
-  TORCH_CHECK(
-      kind.scalar_type() == at::kLong && kind.dim() == 1 && kind.size(0) == students,
-      "fastmtt::", op, ": kind must be int64 of shape [", students, "], got ", kind.scalar_type(),
-      " of shape ", kind.sizes());
-  const std::array<int64_t, 3> values_shape = {students, batch, kValues};
-  TORCH_CHECK(
-      values.is_floating_point() && values.sizes() == at::IntArrayRef(values_shape),
-      "fastmtt::", op, ": values must be floating point of shape ", at::IntArrayRef(values_shape),
-      ", got ", values.scalar_type(), " of shape ", values.sizes());
   const Tensor kinds = kind.contiguous(), numbers = values.to(at::kDouble).contiguous();
   const int64_t* of_student = kinds.const_data_ptr<int64_t>();
   for (int64_t s = 0; s < students; ++s) {
@@ -198,8 +178,8 @@ void map_images(
       run_widest([&]() FASTMTT_INLINE {
         for (int64_t image = begin; image < end; ++image) {
           map_image<scalar_t>(
-              size, Kind(of_student[image / batch]), value + image * kValues, share, transposed,
-              sampler, from + image * size.size(), to + image * size.size());
+              size, DsaKind(of_student[image / batch]), value + image * kDsaValues, share,
+              transposed, sampler, from + image * size.size(), to + image * size.size());
         }
       });
     });

@@ -1,4 +1,5 @@
-// sgd_update, dot, sqdist, gsam_perturb, gsam_combine: flat weight vectors [S,P], a row a student.
+// sgd_update, sgd_momentum, dot, sqdist, gsam_perturb, gsam_combine: flat weight vectors [S,P], a
+// row a student.
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -12,7 +13,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <initializer_list>
 #include <optional>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -30,9 +33,10 @@ using at::Tensor;
 constexpr int64_t kChunk = 4096;
 constexpr int64_t kChunksATask = 8;
 
-void check_vectors(const char* op, const Tensor& result, const Named& first, const Named& second) {
-  check_result(op, {"result", result}, first.tensor.sizes(), first.tensor);
-  check_whole(op, {"result", result}, {first, second});
+void check_vectors(const char* op, const Named& result, std::initializer_list<Named> inputs) {
+  const Tensor& first = inputs.begin()->tensor;
+  check_result(op, result, first.sizes(), first);
+  check_whole(op, result, inputs);
 }
 
 void check_sums(const char* op, const Tensor& result, const Tensor& like) {
@@ -42,6 +46,17 @@ void check_sums(const char* op, const Tensor& result, const Tensor& like) {
 template <typename T>
 Rows<T> rows_of(const Tensor& t) {
   return {t.const_data_ptr<T>(), t.stride(0)};
+}
+
+// Of each student; copied, as a result may lie where lr does.
+template <typename T>
+c10::SmallVector<T, 16> rates_of(const Tensor& lr, int64_t students) {
+  c10::SmallVector<T, 16> rates;
+  const T* rate = lr.const_data_ptr<T>();
+  for (int64_t row = 0; row < students; ++row) {
+    rates.push_back(lr.dim() == 0 ? *rate : rate[row * lr.stride(0)]);
+  }
+  return rates;
 }
 
 int64_t chunks_a_row(int64_t columns) {
@@ -60,16 +75,22 @@ void for_chunks(int64_t rows, int64_t columns, const Work& work) {
   });
 }
 
-// result[row, j] = value(row)(j). A result may be an input itself: what value(row)(j) reads of the
-// row is element j.
-template <typename T, typename Value>
-void map_rows(const Tensor& result, const Value& value) {
-  const int64_t columns = result.size(1);
-  T* data = result.mutable_data_ptr<T>();
-  for_chunks(result.size(0), columns, [&](int64_t, int64_t row, int64_t begin, int64_t end) {
-    run_widest([&, out = data + row * columns, at = value(row)]() FASTMTT_INLINE {
+// results[i][row, j] = value(row)(j)[i]. A result may be an input itself: what value(row)(j) reads
+// of the row is element j.
+template <typename T, size_t N, typename Value>
+void map_rows(const Tensor (&results)[N], const Value& value) {
+  const int64_t columns = results[0].size(1);
+  std::array<T*, N> data;
+  for (size_t i = 0; i < N; ++i) data[i] = results[i].template mutable_data_ptr<T>();
+  for_chunks(results[0].size(0), columns, [&](int64_t, int64_t row, int64_t begin, int64_t end) {
+    std::array<T*, N> out;
+    for (size_t i = 0; i < N; ++i) out[i] = data[i] + row * columns;
+    run_widest([=, at = value(row)]() FASTMTT_INLINE {
 #pragma GCC ivdep
-      for (int64_t j = begin; j < end; ++j) out[j] = at(j);
+      for (int64_t j = begin; j < end; ++j) {
+        const std::array<T, N> found = at(j);
+        for (size_t i = 0; i < N; ++i) out[i][j] = found[i];
+      }
     });
   });
 }
@@ -101,20 +122,15 @@ void sgd_update_into(
     const Tensor& theta, const Tensor& g, const Tensor& lr, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   check_pair("sgd_update", {"theta", theta}, {"g", g});
-  check_rate(lr, theta);
-  const int64_t students = theta.size(0);
-  check_vectors("sgd_update", result, {"theta", theta}, {"g", g});
+  check_rate("sgd_update", lr, theta);
+  check_vectors("sgd_update", {"result", result}, {{"theta", theta}, {"g", g}});
   const Tensor theta_rows = with_dense_rows(theta), g_rows = with_dense_rows(g);
   AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sgd_update", [&] {
     const auto from = rows_of<scalar_t>(theta_rows), step = rows_of<scalar_t>(g_rows);
-    const scalar_t* rate = lr.const_data_ptr<scalar_t>();
-    c10::SmallVector<scalar_t, 16> rates;  // copied: the result may lie where lr does
-    for (int64_t row = 0; row < students; ++row) {
-      rates.push_back(lr.dim() == 0 ? *rate : rate[row * lr.stride(0)]);
-    }
-    map_rows<scalar_t>(result, [&](int64_t row) {
+    const auto rates = rates_of<scalar_t>(lr, theta.size(0));
+    map_rows<scalar_t>({result}, [&](int64_t row) {
       return [t = from[row], d = step[row], rate = rates[row]](int64_t j)
-                 FASTMTT_INLINE { return t[j] - rate * d[j]; };
+                 FASTMTT_INLINE { return std::array<scalar_t, 1>{t[j] - rate * d[j]}; };
     });
   });
 }
@@ -123,6 +139,45 @@ Tensor sgd_update(const Tensor& theta, const Tensor& g, const Tensor& lr) {
   const Tensor result = at::empty(theta.sizes(), theta.options());
   sgd_update_into(theta, g, lr, result);
   return result;
+}
+
+void sgd_momentum_into(
+    const Tensor& theta, const Tensor& g, const Tensor& velocity, const Tensor& lr, double momentum,
+    double weight_decay, const Tensor& new_theta, const Tensor& new_velocity) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  constexpr const char* kOp = "sgd_momentum";
+  check_pair(kOp, {"theta", theta}, {"g", g});
+  check_alike(kOp, {"velocity", velocity}, {"theta", theta});
+  check_rate(kOp, lr, theta);
+  const std::initializer_list<Named> inputs = {{"theta", theta}, {"g", g}, {"velocity", velocity}};
+  check_vectors(kOp, {"new_theta", new_theta}, inputs);
+  check_vectors(kOp, {"new_velocity", new_velocity}, inputs);
+  check_apart(kOp, {"new_velocity", new_velocity}, {{"new_theta", new_theta}});
+  const Tensor theta_rows = with_dense_rows(theta), g_rows = with_dense_rows(g);
+  const Tensor velocity_rows = with_dense_rows(velocity);
+  AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sgd_momentum", [&] {
+    using T = scalar_t;
+    const auto from = rows_of<T>(theta_rows), slope = rows_of<T>(g_rows);
+    const auto before = rows_of<T>(velocity_rows);
+    const auto rates = rates_of<T>(lr, theta.size(0));
+    const T kept = static_cast<T>(momentum), decay = static_cast<T>(weight_decay);
+    map_rows<T>({new_theta, new_velocity}, [&](int64_t row) {
+      return [=, t = from[row], d = slope[row], v = before[row], rate = rates[row]](int64_t j)
+                 FASTMTT_INLINE {
+        const T moving = kept * v[j] + (d[j] + decay * t[j]);
+        return std::array<T, 2>{t[j] - rate * moving, moving};
+      };
+    });
+  });
+}
+
+std::tuple<Tensor, Tensor> sgd_momentum(
+    const Tensor& theta, const Tensor& g, const Tensor& velocity, const Tensor& lr, double momentum,
+    double weight_decay) {
+  const Tensor new_theta = at::empty(theta.sizes(), theta.options());
+  const Tensor new_velocity = at::empty(theta.sizes(), theta.options());
+  sgd_momentum_into(theta, g, velocity, lr, momentum, weight_decay, new_theta, new_velocity);
+  return {new_theta, new_velocity};
 }
 
 void dot_into(const Tensor& a, const Tensor& b, const Tensor& result) {
@@ -193,7 +248,7 @@ void gsam_perturb_into(
     const Tensor& theta, const Tensor& g, double rho, bool adaptive, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   check_pair("gsam_perturb", {"theta", theta}, {"g", g});
-  check_vectors("gsam_perturb", result, {"theta", theta}, {"g", g});
+  check_vectors("gsam_perturb", {"result", result}, {{"theta", theta}, {"g", g}});
   const Tensor theta_rows = with_dense_rows(theta), g_rows = with_dense_rows(g);
   AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::gsam_perturb", [&] {
     using T = scalar_t;
@@ -205,10 +260,10 @@ void gsam_perturb_into(
           return std::array<double, 1>{scaled * scaled};
         };
       });
-      map_rows<T>(result, [&](int64_t row) {
+      map_rows<T>({result}, [&](int64_t row) {
         const T step = static_cast<T>(rho / (std::sqrt(squares[row][0]) + 1e-12));
         return [=, t = from[row], d = slope[row]](int64_t j) FASTMTT_INLINE {
-          return t[j] + step * (by_size ? t[j] * t[j] : T(1)) * d[j];
+          return std::array<T, 1>{t[j] + step * (by_size ? t[j] * t[j] : T(1)) * d[j]};
         };
       });
     };
@@ -226,7 +281,7 @@ void gsam_combine_into(
     const Tensor& g, const Tensor& g_perturbed, double alpha, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   check_pair("gsam_combine", {"g", g}, {"g_perturbed", g_perturbed});
-  check_vectors("gsam_combine", result, {"g", g}, {"g_perturbed", g_perturbed});
+  check_vectors("gsam_combine", {"result", result}, {{"g", g}, {"g_perturbed", g_perturbed}});
   const Tensor g_rows = with_dense_rows(g), perturbed_rows = with_dense_rows(g_perturbed);
   AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "fastmtt::gsam_combine", [&] {
     using T = scalar_t;
@@ -237,12 +292,14 @@ void gsam_combine_into(
         return std::array<double, 3>{a * a, b * b, a * b};
       };
     });
-    map_rows<T>(result, [&](int64_t row) {
+    map_rows<T>({result}, [&](int64_t row) {
       const double norm = std::sqrt(sums[row][0]), norm_perturbed = std::sqrt(sums[row][1]);
       const double cosine = sums[row][2] / (norm_perturbed * norm + 1e-12);
       const T share = static_cast<T>(cosine * norm / (norm_perturbed + 1e-12));
       return [=, weight = static_cast<T>(alpha), x = here[row], y = uphill[row]](int64_t j)
-                 FASTMTT_INLINE { return y[j] - weight * (x[j] - share * y[j]); };
+                 FASTMTT_INLINE {
+        return std::array<T, 1>{y[j] - weight * (x[j] - share * y[j])};
+      };
     });
   });
 }
@@ -259,6 +316,8 @@ Tensor gsam_combine(const Tensor& g, const Tensor& g_perturbed, double alpha) {
 TORCH_LIBRARY_IMPL(fastmtt, CPU, m) {
   m.impl("sgd_update", &fastmtt::sgd_update);
   m.impl("sgd_update.into", &fastmtt::sgd_update_into);
+  m.impl("sgd_momentum", &fastmtt::sgd_momentum);
+  m.impl("sgd_momentum.into", &fastmtt::sgd_momentum_into);
   m.impl("dot", &fastmtt::dot);
   m.impl("dot.into", &fastmtt::dot_into);
   m.impl("sqdist", &fastmtt::sqdist);

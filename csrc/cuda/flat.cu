@@ -3,6 +3,8 @@
 
 FASTMTT_LAUNCH(SgdUpdate<float>);
 FASTMTT_LAUNCH(SgdUpdate<double>);
+FASTMTT_LAUNCH(SgdMomentum<float>);
+FASTMTT_LAUNCH(SgdMomentum<double>);
 FASTMTT_LAUNCH(Dot<float>);
 FASTMTT_LAUNCH(Dot<double>);
 FASTMTT_LAUNCH(Sqdist<float>);

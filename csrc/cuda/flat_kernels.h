@@ -1,7 +1,7 @@
-// Kernels of the flat-vector ops: two rows [P] a student, which begin anywhere and lie apart.
+// Kernels of the flat-vector ops: an item is a chunk of a student's rows.
 //
-// An item is a chunk of a row. Which thread takes which elements, and in which order sums are added
-// up, follows from the elements' places in their row: no bit depends on alignment or company.
+// In which order sums are added up follows from the elements' places in their row, as which thread
+// takes which elements does (pairs.h): no bit depends on alignment or company.
 
 #pragma once
 
@@ -9,115 +9,9 @@
 #include <cstdint>
 
 #include "kernel.h"
+#include "pairs.h"
 
 namespace fastmtt::cuda {
-
-constexpr int kFlatThreads = 256, kFlatResident = 4;
-constexpr int64_t kChunk = 2048;
-
-template <typename T>
-constexpr int kQuad = 16 / sizeof(T);  // neighbours that a thread takes together
-
-template <typename T>
-constexpr int kTurns = kChunk / (kFlatThreads * kQuad<T>);  // how often it does in a chunk
-
-template <int kWidth>
-using Width = std::integral_constant<int, kWidth>;
-
-template <typename T, int kWidth>
-struct alignas(kWidth * sizeof(T)) Pack {
-  T at[kWidth];
-};
-
-// Neighbours loaded kWidth together; they must be aligned so.
-template <int kWidth, typename T, int kCount>
-FASTMTT_BODY void load(const T* from, T (&to)[kCount]) {
-  for (int i = 0; i < kCount; i += kWidth) {
-    const auto pack = *reinterpret_cast<const Pack<T, kWidth>*>(from + i);
-    for (int k = 0; k < kWidth; ++k) to[i + k] = pack.at[k];
-  }
-}
-
-template <int kWidth, typename T, int kCount>
-FASTMTT_BODY void store(const T (&from)[kCount], T* to) {
-  for (int i = 0; i < kCount; i += kWidth) {
-    Pack<T, kWidth> pack;
-    for (int k = 0; k < kWidth; ++k) pack.at[k] = from[i + k];
-    *reinterpret_cast<Pack<T, kWidth>*>(to + i) = pack;
-  }
-}
-
-// work(width) with the most elements to load together at all of the addresses, or-ed.
-template <typename T, class Work>
-FASTMTT_BODY void with_width(uintptr_t addresses, const Work& work) {
-  if (addresses % 16 == 0) {
-    work(Width<kQuad<T>>());
-  } else if (addresses % 8 == 0) {
-    work(Width<8 / sizeof(T)>());
-  } else {
-    work(Width<1>());
-  }
-}
-
-struct Chunk {
-  int64_t row, begin, end;
-};
-
-// Two vectors of each student.
-template <typename T>
-struct Pair {
-  FASTMTT_ANYWHERE int64_t chunks() const { return (length + kChunk - 1) / kChunk; }
-  FASTMTT_ANYWHERE int64_t items() const { return rows * chunks(); }
-  FASTMTT_BODY Chunk chunk(int64_t item) const {
-    const int64_t begin = item % chunks() * kChunk;
-    return {item / chunks(), begin, begin + kChunk < length ? begin + kChunk : length};
-  }
-
-  // visit(j, x, y, width) for a thread's runs of elements from j on, `width` of them together; out
-  // is where else it goes.
-  template <class Visit>
-  FASTMTT_BODY void visit(
-      const Chunk& chunk, int thread, const T* out, const Visit& visit) const {
-    constexpr int kRun = kQuad<T>;
-    const T *x = a + chunk.row * a_row, *y = b + chunk.row * b_row;
-    const int64_t first = chunk.begin + thread * kRun;
-    if (chunk.end - chunk.begin < kChunk) {
-      for (int64_t run = first; run < chunk.end; run += kFlatThreads * kRun) {
-        for (int64_t j = run; j < run + kRun && j < chunk.end; ++j) {
-          const T left[] = {x[j]}, right[] = {y[j]};
-          visit(j, left, right, Width<1>());
-        }
-      }
-      return;
-    }
-    const auto addresses = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y) |
-                           reinterpret_cast<uintptr_t>(out);
-    with_width<T>(addresses, [&](auto width) {
-      T left[kTurns<T>][kRun], right[kTurns<T>][kRun];  // all loads are under way before any use
-      for (int turn = 0; turn < kTurns<T>; ++turn) {
-        load<width>(x + first + turn * kFlatThreads * kRun, left[turn]);
-        load<width>(y + first + turn * kFlatThreads * kRun, right[turn]);
-      }
-      for (int turn = 0; turn < kTurns<T>; ++turn) {
-        visit(first + turn * kFlatThreads * kRun, left[turn], right[turn], width);
-      }
-    });
-  }
-
-  // out[j] = value(a[j], b[j]) for a thread's elements of a chunk; out may be a or b.
-  template <class Value>
-  FASTMTT_BODY void map(const Chunk& chunk, int thread, T* out, const Value& value) const {
-    visit(chunk, thread, out, [&](int64_t j, const auto& x, const auto& y, auto width) {
-      constexpr int kCount = sizeof(x) / sizeof(T);
-      T found[kCount];
-      for (int k = 0; k < kCount; ++k) found[k] = value(x[k], y[k]);
-      store<width>(found, out + j);
-    });
-  }
-
-  const T *a, *b;
-  int64_t a_row, b_row, rows, length;
-};
 
 template <typename T>
 struct SgdUpdate : Plain {
@@ -142,6 +36,44 @@ struct SgdUpdate : Plain {
   int64_t result_row;
 };
 
+// SGD with momentum, of theta and g.
+template <typename T>
+struct SgdMomentum : Plain {
+  static constexpr int kThreads = kFlatThreads, kResident = kFlatResident;
+
+  FASTMTT_ANYWHERE int64_t items(Stage<0>) const { return of.items(); }
+
+  template <class Block>
+  FASTMTT_BODY void run(Stage<0>, Block& block, int64_t item) const {
+    const Chunk chunk = of.chunk(item);
+    const T rate = rates[chunk.row * rates_row];
+    const T* before = velocity + chunk.row * velocity_row;
+    T* to = new_theta + chunk.row * new_theta_row;
+    T* after = new_velocity + chunk.row * new_velocity_row;
+    const uintptr_t others = address(before) | address(to) | address(after);
+    block.each([&](int thread, Thread&) {
+      of.visit(chunk, thread, others, [&](int64_t j, const auto& theta, const auto& g, auto width) {
+        constexpr int kCount = sizeof(theta) / sizeof(T);
+        T moving[kCount], there[kCount];
+        load<width>(before + j, moving);
+        for (int k = 0; k < kCount; ++k) {
+          moving[k] = momentum * moving[k] + (g[k] + weight_decay * theta[k]);
+          there[k] = theta[k] - rate * moving[k];
+        }
+        store<width>(there, to + j);
+        store<width>(moving, after + j);
+      });
+    });
+  }
+
+  Pair<T> of;
+  const T *velocity, *rates;
+  int64_t velocity_row, rates_row;
+  T momentum, weight_decay;
+  T *new_theta, *new_velocity;
+  int64_t new_theta_row, new_velocity_row;
+};
+
 // Sums over each row of terms.add(row, j, x, y, sums): chunks in the first stage, each row's chunks
 // in the second, which hands them to terms.finish(row, sums).
 template <typename T, class Terms>
@@ -161,7 +93,7 @@ struct RowSums {
     const Chunk chunk = of.chunk(item);
     block.each([&](int thread, Thread&) {
       double sums[kSums] = {};
-      of.visit(chunk, thread, nullptr, [&](int64_t j, const auto& x, const auto& y, auto) {
+      of.visit(chunk, thread, 0, [&](int64_t j, const auto& x, const auto& y, auto) {
         for (int k = 0; k < int(sizeof(x) / sizeof(T)); ++k) {
           terms.add(chunk.row, j + k, x[k], y[k], sums);
         }

@@ -1,4 +1,6 @@
-// sgd_update, dot, sqdist, gsam_perturb, gsam_combine on a GPU: one launch each.
+// sgd_update, sgd_momentum, dot, sqdist, gsam_perturb, gsam_combine on a GPU: one launch each.
+
+#include <tuple>
 
 #include "../flat_arguments.h"
 #include "../cpu/rows.h"
@@ -25,14 +27,20 @@ struct Vectors {
     return {a.const_data_ptr<T>(), b.const_data_ptr<T>(), a.stride(0), b.stride(0), a.size(0),
             a.size(1)};
   }
-  void check_vectors(const Tensor& result) const {
+  void check_vectors(const Named& result) const {
     check_place(result, a.sizes());
-    check_whole(op, {"result", result}, {a_in, b_in});
+    check_whole(op, result, {a_in, b_in});
   }
-  void check_sums(const Tensor& result) const { check_place(result, a.sizes().slice(0, 1)); }
-  void check_place(const Tensor& result, at::IntArrayRef shape) const {
-    check_devices(op, a_in, {{"result", result}});
-    check_students_result(op, {"result", result}, shape, a);
+  void check_sums(const Named& result) const { check_place(result, a.sizes().slice(0, 1)); }
+  void check_place(const Named& result, at::IntArrayRef shape) const {
+    check_devices(op, a_in, {result});
+    check_students_result(op, result, shape, a);
+  }
+  // Every block reads it: no result may lie there.
+  void check_rate(const Tensor& lr, std::initializer_list<Named> results) const {
+    fastmtt::check_rate(op, lr, a);
+    check_devices(op, a_in, {{"lr", lr}});
+    for (const Named& result : results) check_apart(op, result, {{"lr", lr}});
   }
   Tensor partial_sums(int64_t count) const {
     const int64_t chunks = (a.size(1) + kChunk - 1) / kChunk;
@@ -65,10 +73,8 @@ void sgd_update_into(
     const Tensor& theta, const Tensor& g, const Tensor& lr, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Vectors vectors("sgd_update", {"theta", theta}, {"g", g});
-  check_rate(lr, theta);
-  check_devices("sgd_update", {"theta", theta}, {{"lr", lr}});
-  vectors.check_vectors(result);
-  check_apart("sgd_update", {"result", result}, {{"lr", lr}});  // every block reads it
+  vectors.check_rate(lr, {{"result", result}});
+  vectors.check_vectors({"result", result});
   AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sgd_update", [&] {
     run(SgdUpdate<scalar_t>{{}, vectors.pair<scalar_t>(), lr.const_data_ptr<scalar_t>(),
                             lr.dim() == 0 ? 0 : lr.stride(0), result.mutable_data_ptr<scalar_t>(),
@@ -83,10 +89,47 @@ Tensor sgd_update(const Tensor& theta, const Tensor& g, const Tensor& lr) {
   return result;
 }
 
+void sgd_momentum_into(
+    const Tensor& theta, const Tensor& g, const Tensor& velocity, const Tensor& lr, double momentum,
+    double weight_decay, const Tensor& new_theta, const Tensor& new_velocity) {
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  constexpr const char* kOp = "sgd_momentum";
+  const Vectors vectors(kOp, {"theta", theta}, {"g", g});
+  check_alike(kOp, {"velocity", velocity}, {"theta", theta});
+  check_devices(kOp, {"theta", theta}, {{"velocity", velocity}});
+  const std::initializer_list<Named> results = {
+      {"new_theta", new_theta}, {"new_velocity", new_velocity}};
+  for (const Named& result : results) {
+    vectors.check_vectors(result);
+    check_whole(kOp, result, {{"velocity", velocity}});
+  }
+  check_apart(kOp, {"new_velocity", new_velocity}, {{"new_theta", new_theta}});
+  vectors.check_rate(lr, results);
+  const Tensor before = with_dense_rows(velocity);
+  AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::sgd_momentum", [&] {
+    using T = scalar_t;
+    run(SgdMomentum<T>{{}, vectors.pair<T>(), before.const_data_ptr<T>(), lr.const_data_ptr<T>(),
+                       before.stride(0), lr.dim() == 0 ? 0 : lr.stride(0),
+                       static_cast<T>(momentum), static_cast<T>(weight_decay),
+                       new_theta.mutable_data_ptr<T>(), new_velocity.mutable_data_ptr<T>(),
+                       new_theta.stride(0), new_velocity.stride(0)},
+        theta);
+  });
+}
+
+std::tuple<Tensor, Tensor> sgd_momentum(
+    const Tensor& theta, const Tensor& g, const Tensor& velocity, const Tensor& lr, double momentum,
+    double weight_decay) {
+  const Tensor new_theta = at::empty(theta.sizes(), theta.options());
+  const Tensor new_velocity = at::empty(theta.sizes(), theta.options());
+  sgd_momentum_into(theta, g, velocity, lr, momentum, weight_decay, new_theta, new_velocity);
+  return {new_theta, new_velocity};
+}
+
 void dot_into(const Tensor& a, const Tensor& b, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Vectors vectors("dot", {"a", a}, {"b", b});
-  vectors.check_sums(result);
+  vectors.check_sums({"result", result});
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::dot", [&] {
     sum_rows<scalar_t>(vectors, Products<scalar_t>{result.mutable_data_ptr<scalar_t>()});
   });
@@ -104,7 +147,7 @@ void sqdist_into(
     const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Vectors vectors("sqdist", {"theta", theta}, {"target", target});
-  vectors.check_sums(result);
+  vectors.check_sums({"result", result});
   Tensor kept;
   if (keep) {
     check_keep(*keep, theta);
@@ -130,7 +173,7 @@ void gsam_perturb_into(
     const Tensor& theta, const Tensor& g, double rho, bool adaptive, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Vectors vectors("gsam_perturb", {"theta", theta}, {"g", g});
-  vectors.check_vectors(result);
+  vectors.check_vectors({"result", result});
   AT_DISPATCH_FLOATING_TYPES(theta.scalar_type(), "fastmtt::gsam_perturb", [&] {
     map_rows<scalar_t, Perturbations<scalar_t>>(vectors, result, rho, adaptive);
   });
@@ -146,7 +189,7 @@ void gsam_combine_into(
     const Tensor& g, const Tensor& g_perturbed, double alpha, const Tensor& result) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const Vectors vectors("gsam_combine", {"g", g}, {"g_perturbed", g_perturbed});
-  vectors.check_vectors(result);
+  vectors.check_vectors({"result", result});
   AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "fastmtt::gsam_combine", [&] {
     map_rows<scalar_t, Combinations<scalar_t>>(vectors, result, static_cast<scalar_t>(alpha));
   });
@@ -164,6 +207,8 @@ Tensor gsam_combine(const Tensor& g, const Tensor& g_perturbed, double alpha) {
 FASTMTT_CUDA_OPS(m) {
   m.impl("sgd_update", &fastmtt::cuda::sgd_update);
   m.impl("sgd_update.into", &fastmtt::cuda::sgd_update_into);
+  m.impl("sgd_momentum", &fastmtt::cuda::sgd_momentum);
+  m.impl("sgd_momentum.into", &fastmtt::cuda::sgd_momentum_into);
   m.impl("dot", &fastmtt::cuda::dot);
   m.impl("dot.into", &fastmtt::cuda::dot_into);
   m.impl("sqdist", &fastmtt::cuda::sqdist);

@@ -16,7 +16,8 @@
 // run() reads as one thread's program over a block: block.each(work) calls work(thread, mine) for
 // every thread and is a barrier; loops around it must be the same for all threads. So the tests can
 // run the very same text on a CPU (tests/cuda/on_host.h): thread after thread, from the first or
-// from the last, and results whose bits differ then have a race.
+// from the last, and results whose bits differ then have a race. What multiplies by Hopper's own
+// instructions (hopper_conv.cu) has no such text, and is tested on such a GPU alone.
 
 #pragma once
 

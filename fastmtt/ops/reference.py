@@ -32,6 +32,7 @@ __all__ = [
     "linear_xent_jvp",
     "linear_xent_backward_jvp",
     "sgd_update",
+    "sgd_momentum",
     "dot",
     "sqdist",
     "dsa",
@@ -115,6 +116,17 @@ def _logit_gradient(logp: Tensor, y: Tensor) -> Tensor:
 def sgd_update(theta: Tensor, g: Tensor, lr: Tensor) -> Tensor:
     """theta - lr * g, with lr a scalar or one a student [S]."""
     return theta - lr.reshape(-1, 1) * g
+
+
+def sgd_momentum(
+    theta: Tensor, g: Tensor, velocity: Tensor, lr: Tensor, momentum: float, weight_decay: float
+) -> tuple[Tensor, Tensor]:
+    """SGD as PyTorch's optimiser has it, with lr a scalar or [S]: the new theta and velocity.
+
+    The new velocity is momentum * velocity + g + weight_decay * theta, the step lr times that.
+    """
+    velocity = momentum * velocity + (g + weight_decay * theta)
+    return theta - lr.reshape(-1, 1) * velocity, velocity
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from bench.gpu import __main__ as command
 from bench.gpu import (
     ceilings,
     contenders,
+    launches,
     matching,
     operations,
     pieces,
@@ -114,13 +115,14 @@ def test_every_op_of_both_backends_agrees_and_has_its_figures():
     assert all(0 <= row["error"] < 0.01 and row["us"] > 0 for row in rows)
 
 
-def test_flat_vectors_and_heads_agree_and_have_their_bandwidth(monkeypatch):
+def test_flat_vectors_heads_and_dsa_agree_and_have_their_bandwidth(monkeypatch):
     monkeypatch.setattr(vectors, "VECTORS", [(2, 100)])
     monkeypatch.setattr(vectors, "HEADS", [(2, 3, 4)])
     monkeypatch.setattr(vectors, "FEATURES", 16)
+    monkeypatch.setattr(vectors, "AUGMENTED", [(1, 2, 4)])
     rows = list(vectors.measure(PEAKS))
     done = [row for row in rows if row["backend"] != "cuda" or torch.cuda.is_available()]
-    assert not failures(done) and len(done) >= 2 * (6 + 2 * 4)
+    assert not failures(done) and len(done) >= 2 * (7 + 2 * 4 + 2 * 3)
     assert all(row["of_copy"] > 0 and "tflops" not in row for row in done)
     lacking = [row for row in rows if row not in done]
     assert all("GPU" in row["failed"] or "CUDA" in row["failed"] for row in lacking)
@@ -267,3 +269,20 @@ def test_what_follows_the_dashes_is_for_the_command(tmp_path, monkeypatch):
     command.main(given)
     (plan,) = plans
     assert list(plan.more) == flags and plan.command()[-4:] == flags
+
+
+def test_launches_are_counted_by_sweep():
+    """Two graphs, the forward sweep first, and a launch by itself."""
+
+    def event(ts, correlation, name="k", dur=3.0):
+        return {"ts": ts, "name": name, "dur": dur, "args": {"correlation": correlation}}
+
+    forward = [event(t, 7) for t in range(2 * launches.STEPS)]
+    adjoint = [event(100 + t, 8, "j", 5.0) for t in range(3 * launches.STEPS)]
+    events = [*forward, *adjoint, event(200, 9)]
+    rows = list(launches._launches(events, 4))
+    assert [row["sweep"] for row in rows] == ["forward", "adjoint"]
+    assert [row["launches_a_step"] for row in rows] == [2, 3]
+    assert [row["busy_us_a_step"] for row in rows] == [6, 15]
+    kernels = {row["kernel"]: row["us_a_step"] for row in launches._kernels(events, 4)}
+    assert kernels == {"j": 15, "k": pytest.approx(6.3)}

@@ -73,7 +73,7 @@ def command(home: Path, source: Path, made: Path) -> list[str]:
     """Nvcc's, with the flags of the build for its targets that are machine code."""
     setup = load_setup()
     code = [flag for flag in setup.target_flags(setup.CUDA_TARGETS) if "code=sm" in flag]
-    own = ["-std=c++20", "--expt-relaxed-constexpr", *setup.NVCC, *code]  # two are PyTorch's
+    own = ["--expt-relaxed-constexpr", *setup.NVCC, *code]  # the first is PyTorch's
     return [str(home / "bin" / "nvcc"), *own, "-Xptxas", "-v", "-c", str(source), "-o", str(made)]
 
 

@@ -21,6 +21,26 @@ class CudaFlatOps(FlatOps):
         monkeypatch.setenv("FASTMTT_BACKWARDS", "1")
         assert torch.equal(self.run(op, *args), forwards)
 
+    def test_no_bit_of_sgd_momentum_depends_on_the_order_of_threads(self, monkeypatch):
+        args = [a.clone() if torch.is_tensor(a) else a for a in self.momentum((2, 5001))]
+        forwards = self.run("sgd_momentum", *args)
+        monkeypatch.setenv("FASTMTT_BACKWARDS", "1")
+        backwards = self.run("sgd_momentum", *args)
+        assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+
+    @pytest.mark.parametrize("moved", range(5))
+    def test_no_bit_of_sgd_momentum_depends_on_alignment(self, moved):
+        """Of any one of the five vectors: of each, neighbours go together as far as all allow."""
+        vectors, rest = self.momentum((1, 4097))[:3], self.momentum((1, 4097))[3:]
+        vectors = [v.clone() for v in vectors]
+        want = self.run("sgd_momentum", *vectors, *rest)
+        tensors = [*vectors, *(torch.empty_like(w) for w in want)]
+        for shift in range(1, 5):
+            place = torch.empty(1, 4104, device=DEVICE, dtype=self.dtype)[:, shift : shift + 4097]
+            given = [*tensors[:moved], place.copy_(tensors[moved]), *tensors[moved + 1 :]]
+            got = self.run("sgd_momentum", *given[:3], *rest, into=given[3:])
+            assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
+
     @pytest.mark.parametrize("op", OPS)
     def test_no_bit_depends_on_alignment(self, op):
         """Rows are read 16, 8 or fewer bytes at a time, by where they begin."""
@@ -60,6 +80,27 @@ class TestSingle(CudaFlatOps):
         with pytest.raises(RuntimeError, match="result must not lie in the memory of lr"):
             self.run("sgd_update", a[:1, :1], a[:1, :1], a[0, :1], into=[a[:1, :1]])
 
+    def test_what_sgd_momentum_refuses(self):
+        a, rate = torch.zeros(2, 12, device=DEVICE), torch.ones((), device=DEVICE)
+
+        def call(theta, g, velocity, lr=rate, into=None):
+            self.run("sgd_momentum", theta, g, velocity, lr, 0.9, 0.0, into=into)
+
+        with pytest.raises(RuntimeError, match="sgd_momentum: velocity must have the shape of the"):
+            call(a, a, a[:1])
+        with pytest.raises(RuntimeError, match="sgd_momentum: lr must have the dtype of theta"):
+            call(a, a, a, rate.double())
+        with pytest.raises(RuntimeError, match="sgd_momentum: new_velocity must be .* written"):
+            call(a, a, a, into=[a.clone(), a[:1]])
+        with pytest.raises(RuntimeError, match="new_velocity must not lie in the memory of new_th"):
+            call(a, a, a, into=[a, a])
+        inside, across = (torch.as_strided(a, (2, 6), (6, 1), start) for start in (0, 3))
+        with pytest.raises(RuntimeError, match="new_theta must be velocity itself or lie apart"):
+            call(inside.clone(), inside.clone(), inside, into=[across, inside.clone()])
+        with pytest.raises(RuntimeError, match="new_velocity must not lie in the memory of lr"):
+            one, there = torch.ones(1, 1, device=DEVICE), a[:1, :1]
+            call(one, one, one, a[0, :1], into=[one, there])
+
     @NEEDS_GPU
     @pytest.mark.parametrize("op", OPS)
     def test_a_graph_repeats_an_op_on_what_its_arguments_hold_then(self, op):
@@ -76,8 +117,8 @@ class TestSingle(CudaFlatOps):
     @NEEDS_GPU
     def test_one_launch_each(self):
         a, b = self.vectors((2, 9001))
-        for op in OPS:
-            args = (a, b, *self.tail(op, 2))
+        calls = [(op, (a, b, *self.tail(op, 2))) for op in OPS]
+        for op, args in (*calls, ("sgd_momentum", self.momentum((2, 9001)))):
             self.run(op, *args)
             torch.cuda.synchronize()
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:

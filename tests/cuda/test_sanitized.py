@@ -13,7 +13,7 @@ from compiling import host_flags
 HERE = Path(__file__).parent
 FILES = sorted(str(file) for file in HERE.glob("test_*_cuda.py"))
 # Each dtype and both orders of threads, without a second look at the same memory.
-KERNELS = "agrees or order_of_threads or alignment or company or not_asked"
+KERNELS = "agree or order_of_threads or alignment or company or not_asked or bounds"
 
 
 def libraries():

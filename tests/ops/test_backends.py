@@ -9,6 +9,7 @@ from fastmtt import FastmttError, kernels, ops
 from fastmtt.ops import backends, reference
 
 THETA = torch.ones(2, 3)
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
 
 
 @pytest.fixture
@@ -94,6 +95,7 @@ def test_ops_without_a_kernel_come_from_the_reference_even_if_forced(monkeypatch
 
 
 @pytest.mark.usefixtures("without_extension")
+@WITHOUT_GPU
 def test_without_the_extension_the_reference_serves(spied):
     update()
     assert spied == ["reference"]
@@ -122,6 +124,7 @@ def test_an_error_inside_leaves_no_backend_forced():
     assert backends.forced() == before
 
 
+@WITHOUT_GPU
 def test_table_names_every_op_and_why(monkeypatch):
     assert [row.op for row in backends.table()] == reference.__all__
     for row in backends.table():
@@ -138,6 +141,7 @@ def test_precision_turns_torchs_switch_for_a_while():
         assert torch.backends.cudnn.allow_tf32 is before
 
 
+@WITHOUT_GPU
 def test_triton_serves_cpu_tensors_only_in_the_interpreter(monkeypatch):
     with (
         ops.use("triton"),

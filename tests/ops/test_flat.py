@@ -1,9 +1,11 @@
-"""The compiled sgd_update, dot and sqdist against float64 formulas."""
+"""The compiled sgd_update, sgd_momentum, dot and sqdist against float64 formulas."""
 
 import os
 
 import pytest
 import torch
+from compare import assert_close
+from tolerances import FORMULA
 
 from fastmtt.ops import backends
 
@@ -63,6 +65,39 @@ def test_sgd_update(shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES + EMPTY)
+def test_sgd_momentum(shape, dtype):
+    (theta, g), velocity = pair(shape, dtype), pair(shape, dtype, seed=1)[0]
+    rates = torch.linspace(0.01, 0.5, shape[0], dtype=dtype)
+    eps = torch.finfo(dtype).eps
+    for lr in (torch.tensor(0.3, dtype=dtype), rates):
+        terms = [0.9 * velocity.double(), g.double(), 0.05 * theta.double()]
+        size = sum(term.abs() for term in terms)
+        moved, moving = ops().sgd_momentum(theta, g, velocity, lr, 0.9, 0.05)
+        assert moved.dtype == moving.dtype == dtype and moving.is_contiguous()
+        assert ((moving.double() - sum(terms)).abs() <= 3 * eps * size).all()
+        wide = lr.double().reshape(-1, 1)
+        scale = theta.double().abs() + wide * size
+        assert (
+            (moved.double() - (theta.double() - wide * sum(terms))).abs() <= 4 * eps * scale
+        ).all()
+
+
+def test_sgd_momentum_is_that_of_torch():
+    """Steps from no momentum on quadratics, whose curvature is each weight's own."""
+    start, curvature = pair((2, 5), torch.float64)
+    theta, velocity, lr = start, torch.zeros_like(start), torch.tensor(0.1, dtype=torch.float64)
+    weights = start.clone().requires_grad_()
+    torchs = torch.optim.SGD([weights], lr=0.1, momentum=0.9, weight_decay=0.05)
+    for _ in range(4):
+        theta, velocity = ops().sgd_momentum(theta, curvature * theta, velocity, lr, 0.9, 0.05)
+        weights.grad = curvature * weights.detach()
+        torchs.step()
+    assert_close(theta, weights, FORMULA)
+    assert_close(velocity, torchs.state[weights]["momentum_buffer"], FORMULA)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES + EMPTY)
 def test_dot(shape, dtype):
     a, b = pair(shape, dtype)
     got = ops().dot(a, b)
@@ -111,6 +146,9 @@ def test_strided_arguments(dtype):
         assert torch.equal(
             ops().sgd_update(theta, other, lr), ops().sgd_update(theta, g, lr.clone())
         )
+        moved = ops().sgd_momentum(theta, other, other, lr, 0.9, 0.05)
+        want = ops().sgd_momentum(theta, g, g, lr.clone(), 0.9, 0.05)
+        assert torch.equal(moved[0], want[0]) and torch.equal(moved[1], want[1])
         assert torch.equal(ops().dot(other, theta), ops().dot(g, theta))
         assert torch.equal(
             ops().sqdist(other, theta, keep.expand(3, 101)), ops().sqdist(g, theta, keep)
@@ -151,6 +189,14 @@ A, B, LR = torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(())
         ),
         (lambda: ops().sgd_update(A, A, LR.double()), "lr must have the dtype of theta, Float"),
         (
+            lambda: ops().sgd_momentum(A, A, A[:1], LR, 0.9, 0.0),
+            r"sgd_momentum: velocity must have the shape of theta, \[2, 3\], got \[1",
+        ),
+        (
+            lambda: ops().sgd_momentum(A, A, A, LR.double(), 0.9, 0.0),
+            "sgd_momentum: lr must have the dtype of theta, Float",
+        ),
+        (
             lambda: ops().sqdist(A, A[:1], None),
             r"target must have the shape of theta, \[2, 3\], got \[1",
         ),
@@ -169,6 +215,7 @@ def test_opcheck(dtype):
     lr, keep = torch.full((3,), 0.1, dtype=dtype), a > 0
     torch.library.opcheck(ops().sgd_update.default, (a, b, lr))
     torch.library.opcheck(ops().sgd_update.default, (a, b, lr[0]))
+    torch.library.opcheck(ops().sgd_momentum.default, (a, b, b, lr, 0.9, 0.05))
     torch.library.opcheck(ops().dot.default, (a, b))
     torch.library.opcheck(ops().sqdist.default, (a, b, None))
     torch.library.opcheck(ops().sqdist.default, (a, b, keep))

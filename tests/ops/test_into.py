@@ -105,6 +105,23 @@ def test_vectors_may_be_written_over(backend):
                 assert torch.equal(pair[i], want)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_and_momentum_may_be_written_over(backend):
+    theta, g, velocity, *rest = samples("sgd_momentum")[1]
+    with ops.use(backend):
+        want = ops.sgd_momentum(theta, g, velocity, *rest)
+        theta, velocity = theta.clone(), velocity.clone()
+        ops.sgd_momentum(theta, g, velocity, *rest, into=[theta, velocity])
+    assert torch.equal(theta, want[0]) and torch.equal(velocity, want[1])
+
+
+def test_weights_and_momentum_in_one_place_are_refused():
+    theta, g, velocity, *rest = samples("sgd_momentum")[0]
+    place = torch.empty_like(theta)
+    with pytest.raises(RuntimeError, match="new_velocity must not lie in the memory of new_theta"):
+        torch.ops.fastmtt.sgd_momentum.into(theta, g, velocity, *rest, place, place)
+
+
 def test_a_result_across_an_input_is_refused():
     flat = torch.zeros(13)
     theta, shifted = flat[:12].view(2, 6), flat[1:].view(2, 6)
