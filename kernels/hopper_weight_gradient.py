@@ -14,7 +14,7 @@ from fastmtt.ops import backends
 
 SHARES = (3, 4)  # of the product, by plan: so many blocks make one part
 CHANNELS, SIDES = 128, (8, 16)
-STEP = 8  # pixels of one instruction
+STRIP = 8  # columns that a block walks down at a time
 
 
 def plans(pairs: Sequence[tuple[Tensor, Tensor]], precision: str) -> list[Config]:
@@ -49,18 +49,27 @@ def parts(config: Config, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The gradient's parts [S,n,9*128*128], still to be summed over n."""
     plan = config.sizes["HOPPER"]
     (a, gz), second = pairs[0], pairs[1] if len(pairs) == 2 else (None, None)
-    pixels = a[0, ..., 0].numel() * len(pairs)
+    images, side = a.shape[1:3]
+    strips = len(pairs) * images * side // STRIP
     processors = torch.cuda.get_device_properties(a.device).multi_processor_count
-    count = count_of(a.shape[0], pixels, processors // SHARES[plan])
+    count = count_of(strips, side, processors // SHARES[plan] // a.shape[0])
     found = a.new_empty(a.shape[0], count, 9 * CHANNELS * CHANNELS)
     torch.ops.fastmtt_hopper.weight_gradient(a, gz, *second, plan, found)
     return found
 
 
-def count_of(students: int, pixels: int, most: int) -> int:
+def count_of(strips: int, side: int, most: int) -> int:
     """How many parts a student's gradient has.
 
-    Each of n parts sums an n-th of all pixels, and takes as long to be written and summed as one
-    of its blocks takes for about eight of them: their square root is best.
+    Each of n parts sums an n-th of all strips. To write and to sum a part takes about as long as a
+    block takes for one row of a strip, so that the square root of all rows is best. Fewer parts
+    are as fast if the busiest block has no more strips.
+
+    Args:
+        strips: of eight columns, in all pairs.
+        side: rows of a strip.
+        most: parts that the GPU's processors work on at once.
     """
-    return max(1, min(most // students, math.isqrt(pixels // STEP)))
+    count = max(1, min(most, math.isqrt(strips * side), strips))
+    busiest = -(-strips // count)
+    return -(-strips // busiest)

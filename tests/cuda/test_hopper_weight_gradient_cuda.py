@@ -124,8 +124,15 @@ def test_nothing_is_offered_for_other_devices():
 
 
 @pytest.mark.parametrize(
-    ("students", "pixels", "most", "count"),
-    [(1, 32000, 44, 44), (1, 6400, 44, 28), (1, 64, 44, 2), (1, 4, 44, 1), (60, 32000, 44, 1)],
+    ("strips", "side", "most", "count"),
+    [
+        (500, 8, 44, 42),  # 12 strips a block at most, as with 44 parts
+        (100, 8, 44, 25),  # 28 parts at best, of 4 strips at most
+        (1000, 16, 33, 33),
+        (1, 8, 44, 1),
+        (2, 16, 44, 2),
+        (500, 8, 0, 1),  # more students than the GPU has processors
+    ],
 )
-def test_few_pixels_and_many_students_have_few_parts(students, pixels, most, count):
-    assert hopper_weight_gradient.count_of(students, pixels, most) == count
+def test_as_many_parts_as_their_sum_is_worth(strips, side, most, count):
+    assert hopper_weight_gradient.count_of(strips, side, most) == count
