@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from fastmtt.kernels import hopper_weight_gradient
 from fastmtt.kernels.precision import multiply
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
@@ -149,6 +150,8 @@ def weight_gradient(
         if "CUDNN" in config.sizes:
             _library_gradient(pairs, gw)
             return None
+        if "HOPPER" in config.sizes:
+            return hopper_weight_gradient.parts(config, pairs)
         rows, columns, depth = (config.sizes[name] for name in "MNK")
         tiles = triton.cdiv(9 * cin, rows) * triton.cdiv(cout, columns)
         part_pixels = _part(pixels, tiles * students, depth, a)
@@ -174,7 +177,7 @@ def weight_gradient(
         )
         return parts
 
-    offered = configs(cin, cout, precision)
+    offered = configs(cin, cout, precision) + hopper_weight_gradient.plans(pairs, precision)
     if students == 1 and a.is_cuda and precision != "bf16":  # it would round the result itself
         offered.append(Config({"CUDNN": 1}))
     key = (students, images, height, width, cin, cout, len(pairs), precision)

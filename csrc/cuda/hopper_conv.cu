@@ -1,15 +1,13 @@
-#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <atomic>
-#include <stdexcept>
-#include <string>
 #include <utility>
 
 #include "device.h"
 #include "hopper_conv_kernels.h"
 #include "hopper_copying.h"
+#include "hopper_maps.h"
 #include "hopper_results.h"
 
 namespace fastmtt::cuda::hopper {
@@ -55,42 +53,6 @@ __global__ void __launch_bounds__(P::kThreads, 1)
 }
 
 namespace {
-
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-Encode find_encode() {
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult how;
-  const auto error = cudaGetDriverEntryPointByVersion(
-      "cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &how);
-  if (error != cudaSuccess || found == nullptr) {
-    throw std::runtime_error(
-        "fastmtt_hopper: the CUDA driver has no cuTensorMapEncodeTiled; it must be of CUDA 12 or "
-        "newer");
-  }
-  return reinterpret_cast<Encode>(found);
-}
-
-// A tensor of floats whose copies round to tf32; sizes and box from the fastest dimension on.
-template <int kRank>
-CUtensorMap describe(
-    const float* data, const uint64_t (&sizes)[kRank], const uint64_t (&strides)[kRank - 1],
-    const uint32_t (&box)[kRank]) {
-  static const Encode encode = find_encode();
-  uint32_t ones[kRank];
-  std::fill(ones, ones + kRank, 1);
-  CUtensorMap map;
-  const auto error = encode(
-      &map, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, kRank, const_cast<float*>(data), sizes, strides, box,
-      ones, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (error != CUDA_SUCCESS) {
-    throw std::runtime_error(
-        "fastmtt_hopper: the CUDA driver refuses to describe a tensor (CUresult " +
-        std::to_string(static_cast<int>(error)) + ")");
-  }
-  return map;
-}
 
 template <class P>
 CUtensorMap describe_images(const float* data, int images) {
