@@ -1,5 +1,6 @@
 // Every op's schema, once. Kernels attach to them in csrc/cpu and csrc/cuda; an op that a device
-// lacks is served by fastmtt/ops/reference.py, which also says what each op computes.
+// lacks is served by fastmtt/ops/reference.py, which also says what each op computes. What Triton's
+// side alone calls, and nothing else serves, is declared in csrc/cuda/hopper_conv_ops.cpp.
 //
 // Shapes: activations [S,B,H,W,C], conv weights [S,3,3,Cin,Cout], gamma and beta [S,C],
 // rstd [S,B,C], flat vectors [S,P]. A result that `needs` does not ask for has shape [0].

@@ -66,7 +66,7 @@ FASTMTT_BODY float rounded_to_tf32(float x) {
 // Weights [3,3,Cin,Cout] of each student -> [9,Cout,Cin] rounded to tf32, or, transposed for the
 // input gradient, [9,Cin,Cout] with the taps turned round. Gamma and beta as they are, but aligned.
 struct LayOut : Plain {
-  static constexpr int kThreads = 256, kSide = 32;
+  static constexpr int kThreads = 256, kSide = 32, kDown = kThreads / kSide;
   static constexpr int kTilesOfSide = kChannels / kSide, kTiles = kTilesOfSide * kTilesOfSide;
   static constexpr int64_t kMatrix = kChannels * kChannels;
   struct Shared {
@@ -90,16 +90,16 @@ struct LayOut : Plain {
     const int to_tap = transposed ? kTaps - 1 - tap : tap;
     float* to = weights + ((part * students + student) * kTaps + to_tap) * kMatrix;
     block.each([&](int thread, auto&) {
-      for (int i = thread / kSide; i < kSide; i += kThreads / kSide) {
-        const int j = thread % kSide;
+      for (int down = 0; down < kSide; down += kDown) {
+        const int i = down + thread / kSide, j = thread % kSide;
         const float x = from[(row + i) * kChannels + column + j];
         block.shared.tile[i][j] = rounded_to_tf32(x);
       }
     });
     block.each([&](int thread, auto&) {
       const auto& tile = block.shared.tile;
-      for (int i = thread / kSide; i < kSide; i += kThreads / kSide) {
-        const int j = thread % kSide;
+      for (int down = 0; down < kSide; down += kDown) {
+        const int i = down + thread / kSide, j = thread % kSide;
         if (transposed) {
           to[(row + i) * kChannels + column + j] = tile[i][j];
         } else {

@@ -81,8 +81,9 @@ class Call {
     return t.mutable_data_ptr<float>();
   }
 
+  // Parameters may lie anywhere. Gamma and beta are given where a norm follows.
   void primal(const Tensor& w, const Tensor* gamma = nullptr, const Tensor* beta = nullptr) {
-    layout_.primal = parameters(w, gamma, beta);
+    layout_.primal = {weights("w", w), vector("gamma", gamma), vector("beta", beta)};
     layout_.parts = 1;
   }
 
@@ -90,7 +91,8 @@ class Call {
       const Tensor& a_dot, const Tensor& w_dot, const Tensor* gamma_dot = nullptr,
       const Tensor* beta_dot = nullptr) {
     convolution.x_dot = read("a_dot", a_dot, a_.sizes());
-    layout_.tangent = parameters(w_dot, gamma_dot, beta_dot);
+    layout_.tangent = {
+        weights("w_dot", w_dot), vector("gamma_dot", gamma_dot), vector("beta_dot", beta_dot)};
     layout_.parts = 2;
   }
 
@@ -127,13 +129,13 @@ class Call {
     return {t.const_data_ptr<float>(), t.stride(0)};
   }
 
-  hopper::Parameters parameters(const Tensor& w, const Tensor* gamma, const Tensor* beta) const {
-    const int64_t students = a_.size(0);
-    hopper::Parameters of{};
-    of.w = parameter("w", w, {students, 3, 3, kChannels, kChannels});
-    if (gamma != nullptr) of.gamma = parameter("gamma", *gamma, {students, kChannels});
-    if (beta != nullptr) of.beta = parameter("beta", *beta, {students, kChannels});
-    return of;
+  hopper::Parameter weights(const char* name, const Tensor& t) const {
+    return parameter(name, t, {a_.size(0), 3, 3, kChannels, kChannels});
+  }
+
+  hopper::Parameter vector(const char* name, const Tensor* t) const {
+    if (t == nullptr) return {nullptr, 0};
+    return parameter(name, *t, {a_.size(0), kChannels});
   }
 
   const char* op_;

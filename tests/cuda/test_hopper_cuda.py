@@ -201,6 +201,8 @@ def test_what_is_refused(ops):
     shifted = torch.empty(a.numel() + 1, device=DEVICE)[1:].view(a.shape)
     refused("a must be contiguous and begin at a multiple of 16 bytes", 0, shifted)
     small = torch.empty(2, 1, 4, 4, WIDTH, device=DEVICE)
+    with pytest.raises(RuntimeError, match=r"convolution: w_dot must be a float32 tensor"):
+        ops.convolution(a, a_dot, w, w_dot[:1], False, place, place, ops.plans(1, 1, 8)[0])
     with pytest.raises(RuntimeError, match=r"conv_block: rstd must be a float32 tensor of shape"):
         ops.conv_block(a, w, gamma, beta, small, place, gamma, plan)
 
