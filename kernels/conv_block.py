@@ -11,10 +11,9 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from fastmtt.kernels import hopper, norm, precision
+from fastmtt.kernels import first_layer, hopper, norm, precision
 from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.convolution import Operands, fitted, run, tile
-from fastmtt.kernels.first_layer import first_layer
 from fastmtt.kernels.norm import normalised, pooled, whole_planes
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
@@ -127,10 +126,7 @@ def conv_block(
         norm.forward(xhat, gamma, beta, p, rstd)
 
     directly = direct(mode, c_in)
-    if c_in <= FEW and not directly:
-        first_layer(a, (w, gamma, beta), (p, xhat, rstd), mode)
-        return p, xhat, rstd
-    if not fits(height, width, c_in):
+    if directly and not fits(height, width, c_in):
         two_kernels()
         return p, xhat, rstd
     if directly:
@@ -142,6 +138,9 @@ def conv_block(
             return
         if hopper.serves(config):
             hopper.conv_block(config, (a, w, gamma, beta), (p, xhat, rstd))
+            return
+        if first_layer.serves(config):
+            first_layer.conv_block(config, a, (w, gamma, beta), (p, xhat, rstd), mode)
             return
         source, _, weights, _ = (a, a, w, w) if directly else operands.prepared()
         _conv_block[grid(config, a, c_out)](
@@ -164,14 +163,17 @@ def conv_block(
             **config.launch,
         )
 
-    configs = [*configurations(mode, height * width, c_in, c_out), TWO_KERNELS]
+    configs = configurations(mode, height * width, c_in, c_out)
+    configs = [*(configs if fits(height, width, c_in) else []), TWO_KERNELS]
     configs += hopper.plans((a, xhat), mode, primal=True, tangent=False)
+    configs += first_layer.plans(a, c_out, mode)
     launch(choose("conv_block", (*a.shape, c_out, mode), configs, launch))
     return p, xhat, rstd
 
 
 BLOCKS = (
     ("direct", 32, 3),
+    ("tf32", 32, 3),
     *((m, side, 128) for m in ("tf32", "bf16") for side in (16, 8)),
 )
 
@@ -196,6 +198,13 @@ def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
         return [tile(max(area, 128), 8, 1, 8, 1), tile(max(area, 128), 16, 1, 8, 1)]
+    if c_in <= FEW:
+        pixels = max(area, 128)
+        return [
+            tile(pixels, 16, 16, 8, 1),
+            tile(pixels, 16, 32, 8, 1),
+            tile(pixels, 8, 16, 8, 1),
+        ]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 

@@ -10,7 +10,6 @@ from fastmtt.kernels.contraction import FEW
 from fastmtt.kernels.convolution import convolve
 from fastmtt.kernels.first_layer_backward import first_layer_backward
 from fastmtt.kernels.norm_backward import norm_backward
-from fastmtt.kernels.patches import patch_statistics
 from fastmtt.kernels.weight_gradient import add_parts, weight_gradient
 from torch import Tensor
 
@@ -38,10 +37,7 @@ def conv_block_backward(
     norm_parts = (torch.empty_like(rstd), torch.empty_like(rstd))
     w_parts = None
     if a.shape[-1] <= FEW and not need_a:
-        statistics = patch_statistics(a, precision)
-        w_parts = first_layer_backward(
-            gp, a, statistics, w, gamma, beta, xhat, rstd, norm_parts, precision
-        )
+        w_parts = first_layer_backward(gp, a, gamma, beta, xhat, rstd, norm_parts, precision)
     else:
         gz = torch.empty_like(xhat, dtype=operand_dtype(precision))
         norm_backward(gp, xhat, rstd, gamma, beta, gz, norm_parts, precision)

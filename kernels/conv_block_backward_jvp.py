@@ -10,9 +10,7 @@ from fastmtt.kernels.contraction import FEW
 from fastmtt.kernels.conv_block_backward import operand_dtype, places
 from fastmtt.kernels.convolution import convolve, convolve_tangent
 from fastmtt.kernels.first_layer_backward import first_layer_backward
-from fastmtt.kernels.image_tangent import image_tangent
 from fastmtt.kernels.norm_backward import norm_backward
-from fastmtt.kernels.patches import patch_statistics
 from fastmtt.kernels.weight_gradient import add_parts, weight_gradient
 from torch import Tensor
 
@@ -45,23 +43,29 @@ def conv_block_backward_jvp(
         return results
     precision = precisions.of(a, a.shape[-1], bf16)
     norm_parts = (torch.empty_like(rstd), torch.empty_like(rstd))
+    tangent = (gp_dot, xhat_dot, rstd_dot, gamma_dot)
     w_parts = None
-    if a.shape[-1] <= FEW and not need_a and a_dot is None:
-        known = w, gamma, beta, xhat, rstd
-        moving = gp_dot, w_dot, rstd_dot, gamma_dot
-        mean, _ = statistics = patch_statistics(a, precision)
-        sums = (torch.empty_like(rstd), torch.empty_like(rstd))
+    if a.shape[-1] <= FEW and not need_a:
         w_parts = first_layer_backward(
-            gp, a, statistics, *known, norm_parts, precision, moving, sums
+            gp,
+            a,
+            gamma,
+            beta,
+            xhat,
+            rstd,
+            norm_parts,
+            precision,
+            parameters=need_parameters,
+            tangent=tangent,
+            a_dot=a_dot,
+            weights=(w, w_dot),
+            ga_dot=ga_dot if need_a_dot else None,
         )
-        if need_a_dot:
-            image_tangent(gp, a, mean, *known, moving, (*sums, *norm_parts), ga_dot, precision)
     else:
         dtype = operand_dtype(precision)
         need_gz = need_a_dot or need_a or a_dot is not None
         gz = torch.empty_like(xhat, dtype=dtype) if need_gz else None
         gz_dot = torch.empty_like(xhat, dtype=dtype)
-        tangent = (gp_dot, xhat_dot, rstd_dot, gamma_dot)
         norm_backward(gp, xhat, rstd, gamma, beta, gz, norm_parts, precision, tangent, gz_dot)
         if need_a_dot:
             out = ga if need_a else None

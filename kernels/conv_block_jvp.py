@@ -7,11 +7,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from fastmtt.kernels import hopper, norm, precision
+from fastmtt.kernels import first_layer, hopper, norm, precision
 from fastmtt.kernels.contraction import FEW, contract, contract_directly
 from fastmtt.kernels.conv_block import BLOCKS, TWO_KERNELS, direct, fits, grid, results, sizes
 from fastmtt.kernels.convolution import Operands, fitted, run, tile
-from fastmtt.kernels.first_layer import first_layer
 from fastmtt.kernels.norm import normalised, of_planes, pooled, to_pixels, whole_planes
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
@@ -222,13 +221,8 @@ def conv_block_jvp(
         run(operands, None if given else xhat, xhat_dot)
         norm.jvp(xhat, rstd, xhat_dot, rstd_dot, parameters, p, p_dot, given=given)
 
-    few, directly = c_in <= FEW, direct(mode, c_in)
-    if few and not directly and a_dot is None:
-        primal, tangent = (w, gamma, beta), (w_dot, gamma_dot, beta_dot)
-        dots = p_dot, xhat_dot, rstd_dot
-        first_layer(a, primal, (p, xhat, rstd), mode, tangent, dots, given=given)
-        return returned
-    if not fits(height, width, c_in) or (few and a_dot is not None):
+    directly = direct(mode, c_in)
+    if directly and (a_dot is not None or not fits(height, width, c_in)):
         two_kernels()
         return returned
     if directly:
@@ -242,6 +236,13 @@ def conv_block_jvp(
             inputs = a, a_dot, w, w_dot, *parameters
             places = p, p_dot, xhat_dot, rstd_dot, xhat, rstd
             hopper.conv_block_jvp(config, inputs, places, given=given)
+            return
+        if first_layer.serves(config):
+            primal, tangent = (w, gamma, beta), (w_dot, gamma_dot, beta_dot)
+            dots = p_dot, xhat_dot, rstd_dot
+            first_layer.conv_block(
+                config, a, primal, (p, xhat, rstd), mode, tangent, dots, given=given
+            )
             return
         pointers = (a, a, w, w_dot) if directly else operands.prepared()
         _conv_block_jvp[grid(config, a, c_out)](
@@ -265,8 +266,11 @@ def conv_block_jvp(
             **config.launch,
         )
 
-    configs = [*configurations(mode, height * width, c_in, c_out), TWO_KERNELS]
-    if a_dot is not None:
+    configs = configurations(mode, height * width, c_in, c_out)
+    configs = [*(configs if fits(height, width, c_in) else []), TWO_KERNELS]
+    if a_dot is None:
+        configs += first_layer.plans(a, c_out, mode)
+    else:
         activations = a, a_dot, xhat, xhat_dot
         configs += hopper.plans(activations, mode, primal=not given, tangent=True)
     key = (*a.shape, c_out, mode, given, a_dot is not None)
@@ -292,6 +296,8 @@ def configurations(mode: str, area: int, c_in: int, c_out: int) -> list[Config]:
     """Tiles of whole planes worth trying: few, and none that spills registers (see the tests)."""
     if mode == "direct":
         return [tile(max(area, 128), 8, 1, 16, 1, capability=90)]
+    if c_in <= FEW:
+        return [tile(max(area, 128), 8, 16, 8, 1), tile(max(area, 128), 8, 32, 8, 1)]
     return [c for c in fitted(_TILES[mode], c_in, c_out) if c.sizes["BLOCK_M"] >= area]
 
 

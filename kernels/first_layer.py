@@ -13,10 +13,11 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from fastmtt.kernels.contraction import FEW
 from fastmtt.kernels.norm import EPS
 from fastmtt.kernels.patches import nearly_exact, patch_statistics, patches_at, rows_of, weights_of
 from fastmtt.kernels.precision import multiply, rounded
-from fastmtt.kernels.tuning import Config, choose
+from fastmtt.kernels.tuning import Config
 from torch import Tensor
 
 
@@ -124,7 +125,25 @@ def _first_layer(
         tl.store(p_dot + pooled, total_dot * 0.25, mask=whole)
 
 
-def first_layer(
+def plans(a: Tensor, channels: int, precision: str) -> list[Config]:
+    """The configurations that can serve a block whose input ``a`` has no tangent.
+
+    Args:
+        a: [S,B,H,W,Cin].
+        channels: of the output.
+        precision: of :mod:`fastmtt.kernels.precision`. In float32 a variance from a covariance
+            loses digits where a filter sees next to nothing of bright images.
+    """
+    return configs(channels) if a.shape[-1] <= FEW and precision == "tf32" else []
+
+
+def serves(config: Config) -> bool:
+    """Whether a configuration is one of :func:`plans`."""
+    return "WINDOWS" in config.sizes
+
+
+def conv_block(
+    config: Config,
     a: Tensor,
     primal: Sequence[Tensor],
     results: Sequence[Tensor],
@@ -137,6 +156,7 @@ def first_layer(
     """Write a block of at most :data:`contraction.FEW` input channels, and its tangent.
 
     Args:
+        config: one of :func:`plans`.
         a: float32 [S,B,H,W,Cin], contiguous, without a tangent.
         primal: (w, gamma, beta), contiguous for each student.
         results: where (p, xhat, rstd) go.
@@ -147,41 +167,35 @@ def first_layer(
     """
     students, images, height, width, c_in = a.shape
     channels = primal[0].shape[-1]
-    statistics = patch_statistics(a, precision)
     dots = tuple(tangent or primal)
     p, xhat, rstd = results
     p_dot, xhat_dot, rstd_dot = results_dot or results
     parameters = [t for pair in zip(primal, dots, strict=True) for t in pair]
-
-    def run(config: Config) -> None:
-        windows = triton.cdiv(height, 2) * triton.cdiv(width, 2)
-        parts = triton.cdiv(windows, config.sizes["WINDOWS"])
-        tiles = triton.cdiv(channels, config.sizes["COLUMNS"])
-        _first_layer[(students * images * parts * tiles,)](
-            a,
-            *statistics,
-            *parameters,
-            p,
-            p_dot,
-            xhat,
-            rstd,
-            xhat_dot,
-            rstd_dot,
-            images,
-            *(t.stride(0) for t in parameters),
-            HEIGHT=height,
-            WIDTH=width,
-            CIN=c_in,
-            CHANNELS=channels,
-            GIVEN=given,
-            TANGENT=tangent is not None,
-            PRECISION=precision,
-            ROWS=rows_of(c_in),
-            **config.launch,
-        )
-
-    key = (*a.shape, channels, precision, given, tangent is not None)
-    run(choose("first_layer", key, configs(channels), run))
+    windows = triton.cdiv(height, 2) * triton.cdiv(width, 2)
+    parts = triton.cdiv(windows, config.sizes["WINDOWS"])
+    tiles = triton.cdiv(channels, config.sizes["COLUMNS"])
+    _first_layer[(students * images * parts * tiles,)](
+        a,
+        *patch_statistics(a, precision),
+        *parameters,
+        p,
+        p_dot,
+        xhat,
+        rstd,
+        xhat_dot,
+        rstd_dot,
+        images,
+        *(t.stride(0) for t in parameters),
+        HEIGHT=height,
+        WIDTH=width,
+        CIN=c_in,
+        CHANNELS=channels,
+        GIVEN=given,
+        TANGENT=tangent is not None,
+        PRECISION=precision,
+        ROWS=rows_of(c_in),
+        **config.launch,
+    )
 
 
 def configs(channels: int) -> list[Config]:

@@ -1,26 +1,61 @@
-"""Gradients of a network's first block's parameters, and their tangents, from one look at a plane.
+"""Backward of a network's first block, whose few input channels make memory the limit.
 
-The cotangent gz of the convolution's output is never there. Over a plane, with x = xhat, S_v the
-sum of v, and g the cotangent behind the ReLU,
-
-    gz = r gamma (g - (S_g + x S_gx) / AREA),    x = patch . (r w),
-
-of patches less their mean. So the weights' gradient, gz's products with patches, follows from those
-of g and from the patches' covariance, and so do tangents.
+gz never leaves a program: it is multiplied with the images' 3x3 patches for the weight gradient,
+and with the weights for the cotangent of every pixel's patch, which a second kernel folds back
+onto the images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import triton
 import triton.language as tl
-from fastmtt.kernels.norm_backward import image_of, read, write_parts
-from fastmtt.kernels.patches import nearly_exact, patches_at, rows_of, weights_of
+from fastmtt.kernels.norm_backward import (
+    image_of,
+    output_cotangents,
+    plane_sums,
+    read,
+    write_parts,
+)
 from fastmtt.kernels.precision import multiply, rounded
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
+
+
+@triton.jit
+def _patches(
+    a,
+    start,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CIN: tl.constexpr,
+    PIXELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The 3x3 surroundings [PIXELS, ROWS] of some pixels of an image, zero outside it."""
+    row = tl.arange(0, ROWS)[None, :]
+    pixel = start + tl.arange(0, PIXELS)[:, None]
+    dy, dx = row // (3 * CIN) - 1, row // CIN % 3 - 1
+    y, x = pixel // WIDTH + dy, pixel % WIDTH + dx
+    seen = (row < 9 * CIN) & (pixel < HEIGHT * WIDTH)
+    seen &= (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
+    found = tl.load(a + (y * WIDTH + x) * CIN + row % CIN, mask=seen, other=0.0)
+    return rounded(found, PRECISION)
+
+
+@triton.jit
+def _weights(
+    w, c, CIN: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """[channels, ROWS]: what a pixel's gz is multiplied with for its patch's cotangent."""
+    row = tl.arange(0, ROWS)[None, :]
+    c = tl.trans(c)
+    inside = (row < 9 * CIN) & (c < CHANNELS)
+    return rounded(tl.load(w + row * CHANNELS + c, mask=inside, other=0.0), PRECISION)
 
 
 @triton.jit(do_not_specialize=["images"])
@@ -28,21 +63,20 @@ def _first_layer_backward(
     gp,
     gp_dot,
     xhat,
+    xhat_dot,
     rstd,
     rstd_dot,
     gamma,
     gamma_dot,
     beta,
     a,
-    mean,
-    covariance,
+    a_dot,
     w,
     w_dot,
     w_parts,
     gamma_parts,
     beta_parts,
-    g_sums,
-    gx_sums,
+    patches,
     gamma_stride,
     gamma_dot_stride,
     beta_stride,
@@ -59,157 +93,184 @@ def _first_layer_backward(
     PIXELS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program owns some channels of an image."""
     AREA: tl.constexpr = HEIGHT * WIDTH
     tiles: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
     image = (tl.program_id(0) // tiles).to(tl.int64)
+    tile_id = tl.program_id(0) % tiles
     student = image // images
-    c = (tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    tensors = (gp, gp_dot, xhat, xhat, rstd, rstd_dot, gamma, gamma_dot, beta)
+    c = (tile_id * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    tensors = (gp, gp_dot, xhat, xhat_dot, rstd, rstd_dot, gamma, gamma_dot, beta)
     strides = (gamma_stride, gamma_dot_stride, beta_stride)
     planes, statistics = image_of(
         tensors, strides, image, student, c, HEIGHT, WIDTH, CHANNELS, TANGENT
     )
-    scale, scale_dot, r, r_dot, shift = statistics
-    row = tl.arange(0, ROWS)
-    centre = tl.load(mean + image * ROWS + row)
-    a += image * (AREA * CIN)
-
-    sum_g = tl.zeros((1, COLUMNS), tl.float32)
-    sum_gx = tl.zeros((1, COLUMNS), tl.float32)
-    sum_g_dot = tl.zeros((1, COLUMNS), tl.float32)
-    sum_gx_dot = tl.zeros((1, COLUMNS), tl.float32)
-    with_g = tl.zeros((ROWS, COLUMNS), tl.float32)
-    with_g_dot = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, AREA, PIXELS):
-        x, _, g, g_dot = read(
-            planes, scale, shift, start, c, HEIGHT, WIDTH, CHANNELS, PIXELS, TANGENT
-        )
-        pixel = start + tl.arange(0, PIXELS)
-        patch = patches_at(
-            a, pixel // WIDTH, pixel % WIDTH, pixel < AREA, centre, HEIGHT, WIDTH, CIN, ROWS
-        )
-        patch = tl.trans(rounded(patch, PRECISION))
-        sum_g += tl.sum(g, 0, keep_dims=True)
-        sum_gx += tl.sum(g * x, 0, keep_dims=True)
-        with_g = multiply(patch, rounded(g, PRECISION), with_g, PRECISION)
-        if TANGENT:
-            sum_g_dot += tl.sum(g_dot, 0, keep_dims=True)
-            sum_gx_dot += tl.sum(g_dot * x, 0, keep_dims=True)
-            with_g_dot = multiply(patch, rounded(g_dot, PRECISION), with_g_dot, PRECISION)
-
-    weights = weights_of(w + student * w_stride, row, c, CIN, CHANNELS)
-    spread = tl.load(covariance + image * (ROWS * ROWS) + row[:, None] * ROWS + row[None, :])
-    with_gz = with_g - sum_gx * (r * nearly_exact(spread, weights, PRECISION))  # but for r gamma
-    if TANGENT:
-        weights_dot = weights_of(w_dot + student * w_dot_stride, row, c, CIN, CHANNELS)
-        inner_dot = r * weights_dot + r_dot * weights  # x_dot is a patch times these
-        sum_gx_dot += tl.sum(with_g * inner_dot, 0, keep_dims=True)
-        with_gz_dot = with_g_dot - sum_gx * nearly_exact(spread, inner_dot, PRECISION)
-        with_gz_dot -= sum_gx_dot * (r * nearly_exact(spread, weights, PRECISION))
-        result = (r_dot * scale + r * scale_dot) * with_gz + r * scale * with_gz_dot
-        sums = (sum_g, sum_gx, sum_g_dot, sum_gx_dot)
-        tl.store(g_sums + image * CHANNELS + c, sum_g, mask=c < CHANNELS)
-        tl.store(gx_sums + image * CHANNELS + c, sum_gx, mask=c < CHANNELS)
-    else:
-        result = r * scale * with_gz
-        sums = (sum_g, sum_gx, sum_g, sum_gx)
+    sums, _ = plane_sums(planes, statistics, c, HEIGHT, WIDTH, CHANNELS, PIXELS, TANGENT)
     write_parts(sums, gamma_parts, beta_parts, image, c, CHANNELS, TANGENT)
-    w_parts += image * (9 * CIN * CHANNELS)
-    inside = (row[:, None] < 9 * CIN) & (c < CHANNELS)
-    tl.store(w_parts + row[:, None] * CHANNELS + c, result, mask=inside)
+
+    a += image * (AREA * CIN)
+    if a_dot is not None:
+        a_dot += image * (AREA * CIN)
+    if patches is not None:
+        patches += (image * tiles + tile_id) * (AREA * ROWS)
+        w_tile = _weights(w + student * w_stride, c, CIN, CHANNELS, ROWS, PRECISION)
+        w_dot_tile = _weights(w_dot + student * w_dot_stride, c, CIN, CHANNELS, ROWS, PRECISION)
+    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
+    row = tl.arange(0, ROWS)
+    for start in range(0, AREA, PIXELS):
+        tile = read(
+            planes,
+            statistics[0],
+            statistics[4],
+            start,
+            c,
+            HEIGHT,
+            WIDTH,
+            CHANNELS,
+            PIXELS,
+            TANGENT,
+        )
+        gz, gz_dot = output_cotangents(tile, sums, statistics, AREA, TANGENT)
+        gz, gz_dot = rounded(gz, PRECISION), rounded(gz_dot, PRECISION)
+        if w_parts is not None:
+            a_tile = _patches(a, start, HEIGHT, WIDTH, CIN, PIXELS, ROWS, PRECISION)
+            acc = multiply(tl.trans(a_tile), gz_dot, acc, PRECISION)
+            if a_dot is not None:
+                a_tile = _patches(a_dot, start, HEIGHT, WIDTH, CIN, PIXELS, ROWS, PRECISION)
+                acc = multiply(tl.trans(a_tile), gz, acc, PRECISION)
+        if patches is not None:
+            found = tl.zeros((PIXELS, ROWS), tl.float32)
+            found = multiply(gz_dot, w_tile, found, PRECISION)
+            found = multiply(gz, w_dot_tile, found, PRECISION)
+            pixel = start + tl.arange(0, PIXELS)[:, None]
+            tl.store(patches + pixel * ROWS + row[None, :], found, mask=pixel < AREA)
+    if w_parts is not None:
+        w_parts += image * (9 * CIN * CHANNELS)
+        inside = (row[:, None] < 9 * CIN) & (c < CHANNELS)
+        tl.store(w_parts + row[:, None] * CHANNELS + c, acc, mask=inside)
+
+
+@triton.jit
+def _fold(
+    patches,
+    out,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CIN: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """An image's pixels sum what the patches they are part of hold for them."""
+    AREA: tl.constexpr = HEIGHT * WIDTH
+    image = tl.program_id(0).to(tl.int64)
+    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    channel, pixel = element % CIN, element // CIN
+    patches += image * (TILES * AREA * ROWS)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for tap in tl.static_range(9):
+        y, x = pixel // WIDTH - (tap // 3 - 1), pixel % WIDTH - (tap % 3 - 1)
+        seen = (pixel < AREA) & (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
+        at = (y * WIDTH + x) * ROWS + tap * CIN + channel
+        for tile in tl.static_range(TILES):
+            total += tl.load(patches + tile * (AREA * ROWS) + at, mask=seen, other=0.0)
+    tl.store(out + image * (AREA * CIN) + element, total, mask=pixel < AREA)
 
 
 def first_layer_backward(
     gp: Tensor,
     a: Tensor,
-    statistics: tuple[Tensor, Tensor],
-    w: Tensor,
     gamma: Tensor,
     beta: Tensor,
     xhat: Tensor,
     rstd: Tensor,
     norm_parts: tuple[Tensor, Tensor],
     precision: str,
+    *,
+    parameters: bool = True,
     tangent: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
-    sums: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Gradients of a block of at most :data:`contraction.FEW` input channels, or their tangents.
+    a_dot: Tensor | None = None,
+    weights: tuple[Tensor, Tensor] | None = None,
+    ga_dot: Tensor | None = None,
+) -> Tensor | None:
+    """The gradients of a block of at most :data:`contraction.FEW` input channels, or the tangents.
 
     Args:
         gp: cotangent of the block's output [S,B,H//2,W//2,C].
-        a: [S,B,H,W,Cin], which has no tangent.
-        statistics: of :func:`fastmtt.kernels.patches.patch_statistics`.
-        w: [S,3,3,Cin,C], contiguous for each student.
-        gamma: [S,C], likewise.
+        a: [S,B,H,W,Cin].
+        gamma: [S,C], contiguous for each student.
         beta: as gamma.
-        xhat: the normalised convolution [S,B,H,W,C] of these a and w.
+        xhat: normalised convolution [S,B,H,W,C].
         rstd: its 1/std [S,B,C].
         norm_parts: two [S,B,C], as of :func:`fastmtt.kernels.norm_backward.norm_backward`.
         precision: of :mod:`fastmtt.kernels.precision`.
-        tangent: (gp_dot, w_dot, rstd_dot, gamma_dot); None for the gradient alone.
-        sums: where, with a tangent, S_gx and S_g go, [S,B,C] each.
+        parameters: whether the weights' gradient is wanted.
+        tangent: (gp_dot, xhat_dot, rstd_dot, gamma_dot); None for the gradient alone.
+        a_dot: tangent of a, None for zero.
+        weights: (w, w_dot), contiguous for each student, with ``ga_dot`` only.
+        ga_dot: [S,B,H,W,Cin], where it is wanted.
 
     Returns:
-        The images' parts [S,B,9*Cin*C] of the weights' gradient.
+        The images' parts [S,B,9*Cin*C] of the weights' gradient, if wanted.
     """
     students, images, height, width, cin = a.shape
     channels = xhat.shape[-1]
-    gp_dot, w_dot, rstd_dot, gamma_dot = tangent or (None, None, None, None)
-    gx_sums, g_sums = sums or (None, None)
-    parts = a.new_empty(students, images, 9 * cin * channels)
+    gp_dot, xhat_dot, rstd_dot, gamma_dot = tangent or (None, None, None, None)
+    w, w_dot = weights or (None, None)
+    parts = a.new_empty(students, images, 9 * cin * channels) if parameters else None
+    rows = max(16, triton.next_power_of_2(9 * cin))
 
     def run(config: Config) -> None:
         tiles = triton.cdiv(channels, config.sizes["COLUMNS"])
-        _first_layer_backward[(students * images * tiles,)](
+        programs = students * images
+        patches = None
+        if ga_dot is not None:
+            patches = a.new_empty(programs, tiles, height * width, rows)
+        sizes = {"HEIGHT": height, "WIDTH": width, "CIN": cin, "ROWS": rows}
+        _first_layer_backward[(programs * tiles,)](
             gp,
             gp_dot,
             xhat,
+            xhat_dot,
             rstd,
             rstd_dot,
             gamma,
             gamma_dot,
             beta,
             a,
-            *statistics,
+            a_dot,
             w,
             w_dot,
             parts,
             *norm_parts,
-            g_sums,
-            gx_sums,
+            patches,
             gamma.stride(0),
             0 if gamma_dot is None else gamma_dot.stride(0),
             beta.stride(0),
-            w.stride(0),
+            0 if w is None else w.stride(0),
             0 if w_dot is None else w_dot.stride(0),
             images,
-            HEIGHT=height,
-            WIDTH=width,
-            CIN=cin,
             CHANNELS=channels,
             TANGENT=tangent is not None,
             PRECISION=precision,
-            ROWS=rows_of(cin),
+            **sizes,
             **config.launch,
         )
+        if patches is not None:
+            blocks = triton.cdiv(height * width * cin, 256)
+            _fold[(programs, blocks)](patches, ga_dot, TILES=tiles, BLOCK=256, **sizes)
 
-    key = (students * images, height, width, cin, channels, tangent is not None, precision)
-    run(choose("first_layer_backward", key, configs(channels), run))
+    asked = (parameters, tangent is not None, a_dot is not None, ga_dot is not None)
+    key = (students * images, height, width, cin, channels, *asked, precision)
+    run(choose("first_layer_backward", key, configs(channels, tangent is not None), run))
     return parts
 
 
-def configs(channels: int) -> list[Config]:
+def configs(channels: int, tangent: bool) -> list[Config]:
     """Channels and pixels a program works on at once."""
     most = max(16, triton.next_power_of_2(channels))
     found: dict[str, Config] = {}
-    for pixels, columns, warps in (
-        (32, 64, 8),
-        (16, 64, 8),
-        (16, 128, 8),
-        (32, 16, 4),
-        (64, 64, 8),
-    ):
+    shapes = ((64, 32, 4), (64, 64, 8), (128, 32, 8), (32, 128, 8), (32, 32, 4), (32, 64, 4))
+    for pixels, columns, warps in shapes:
         config = Config({"PIXELS": pixels, "COLUMNS": min(columns, most)}, warps, 1)
         found.setdefault(str(config), config)
     return list(found.values())
@@ -217,14 +278,19 @@ def configs(channels: int) -> list[Config]:
 
 def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Config]]:
     """What the standard ConvNet launches: name, kernel, signature, constants, configuration."""
-    dots = ("gp_dot", "rstd_dot", "gamma_dot", "w_dot", "g_sums", "gx_sums")
-    sizes = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "CHANNELS": 128, "ROWS": rows_of(3)}
-    names = _first_layer_backward.arg_names
-    for tangent in (False, True):
-        signature = {n: "i32" if n.endswith("stride") or n == "images" else "*fp32" for n in names}
-        constants: dict[str, Any] = sizes | {"TANGENT": tangent, "PRECISION": "tf32"}
-        if not tangent:
-            constants |= dict.fromkeys(dots)
-        for config in configs(128):
-            name = f"first_layer_backward {'tangent' if tangent else 'primal'} tf32"
+    always = ("gp", "xhat", "rstd", "gamma", "beta", "a", "w_parts", "gamma_parts", "beta_parts")
+    dots = ("gp_dot", "xhat_dot", "rstd_dot", "gamma_dot")
+    fold = ("w", "w_dot", "patches")
+    strides = ("gamma_stride", "gamma_dot_stride", "beta_stride", "w_stride", "w_dot_stride")
+    sizes = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "CHANNELS": 128, "ROWS": 32}
+    for tangent, precision in product((False, True), ("tf32",)):
+        signature = dict.fromkeys(always, "*fp32") | dict.fromkeys((*strides, "images"), "i32")
+        constants: dict[str, Any] = sizes | {"TANGENT": tangent, "PRECISION": precision}
+        constants["a_dot"] = None
+        if tangent:
+            signature |= dict.fromkeys((*dots, *fold), "*fp32")
+        else:
+            constants |= dict.fromkeys((*dots, *fold))
+        for config in configs(128, tangent):
+            name = f"first_layer_backward {'tangent' if tangent else 'primal'} {precision}"
             yield name, _first_layer_backward, signature, constants, config
