@@ -20,6 +20,7 @@ from fastmtt.kernels.norm_backward import (
     read,
     write_parts,
 )
+from fastmtt.kernels.patches import rows_of
 from fastmtt.kernels.precision import multiply, rounded
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
@@ -217,7 +218,7 @@ def first_layer_backward(
     gp_dot, xhat_dot, rstd_dot, gamma_dot = tangent or (None, None, None, None)
     w, w_dot = weights or (None, None)
     parts = a.new_empty(students, images, 9 * cin * channels) if parameters else None
-    rows = max(16, triton.next_power_of_2(9 * cin))
+    rows = rows_of(cin)
 
     def run(config: Config) -> None:
         tiles = triton.cdiv(channels, config.sizes["COLUMNS"])
@@ -282,7 +283,7 @@ def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Conf
     dots = ("gp_dot", "xhat_dot", "rstd_dot", "gamma_dot")
     fold = ("w", "w_dot", "patches")
     strides = ("gamma_stride", "gamma_dot_stride", "beta_stride", "w_stride", "w_dot_stride")
-    sizes = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "CHANNELS": 128, "ROWS": 32}
+    sizes = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "CHANNELS": 128, "ROWS": rows_of(3)}
     for tangent, precision in product((False, True), ("tf32",)):
         signature = dict.fromkeys(always, "*fp32") | dict.fromkeys((*strides, "images"), "i32")
         constants: dict[str, Any] = sizes | {"TANGENT": tangent, "PRECISION": precision}

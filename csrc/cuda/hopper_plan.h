@@ -9,6 +9,7 @@
 
 #include "hopper.h"
 #include "hopper_conv_kernels.h"
+#include "hopper_ring.h"
 
 namespace fastmtt::cuda::hopper {
 
@@ -81,15 +82,6 @@ enum Found { kMean, kRstd, kMeanDot, kCorrelation };
 
 struct Maps {
   CUtensorMap x, x_dot, w;
-};
-
-// Where the warps that copy and those that multiply are in their common rings.
-template <int kCount>
-struct Ring {
-  FASTMTT_BODY void advance() {
-    if (++at == kCount) at = 0, turn ^= 1;
-  }
-  int at = 0, turn = 0;
 };
 
 template <class P>

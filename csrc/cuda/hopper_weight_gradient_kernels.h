@@ -14,6 +14,7 @@
 #pragma once
 
 #include "hopper_registers.h"
+#include "hopper_ring.h"
 #include "hopper_weight_gradient.h"
 
 namespace fastmtt::cuda::hopper::gradient {
@@ -72,15 +73,6 @@ struct Maps {
 struct Task {
   float* parts;
   int images, pairs, count;
-};
-
-// Where the two sides of a ring of stages are in it.
-template <int kCount>
-struct Ring {
-  FASTMTT_BODY void advance() {
-    if (++at == kCount) at = 0, turn ^= 1;
-  }
-  int at = 0, turn = 0;
 };
 
 // A block's share of the product, and its share of all strips of both pairs.
