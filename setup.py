@@ -24,7 +24,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 # sm_80 code serves all of 8.x; 9.0a is Hopper with wgmma; newer cards compile the PTX themselves.
 CUDA_TARGETS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "compute_90": "compute_90"}
-# as torch 2.15 has it; older ones compile for C++17, in which lambdas capture no structured bindings
+# C++20 as torch 2.15 has it: before that, lambdas capture no structured bindings
 NVCC = ["-std=c++20", "-O3", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-Werror"]
 # Every access asks a function: compiled inline, unrolled kernels take a quarter of an hour. Null
 # pointers and objects' ends, as long to compile, are the address sanitizer's as well.

@@ -179,8 +179,11 @@ class _Trainer:
         if recipe.cutmix is not None and drawn.mixes is not None:
             x, y = recipe.cutmix.apply(x, y, drawn.mixes[0])
         direction = _direction(self.student, theta, x, y, recipe.sharpness, self.direction)
-        rates = self.lr, recipe.momentum, recipe.weight_decay
-        ops.sgd_momentum(theta, direction, velocity, *rates, into=[theta, velocity])
+        if recipe.momentum or recipe.weight_decay:
+            rates = self.lr, recipe.momentum, recipe.weight_decay
+            ops.sgd_momentum(theta, direction, velocity, *rates, into=[theta, velocity])
+        else:
+            ops.sgd_update(theta, direction, self.lr, into=[theta])
 
 
 class _Places:

@@ -165,7 +165,7 @@ def conv_block(
 
     configs = configurations(mode, height * width, c_in, c_out)
     configs = [*(configs if fits(height, width, c_in) else []), TWO_KERNELS]
-    configs += hopper.plans((a, xhat), mode, primal=True, tangent=False)
+    configs += hopper.plans((a, xhat), mode, (p, rstd), primal=True, tangent=False)
     configs += first_layer.plans(a, c_out, mode)
     launch(choose("conv_block", (*a.shape, c_out, mode), configs, launch))
     return p, xhat, rstd

@@ -272,7 +272,8 @@ def conv_block_jvp(
         configs += first_layer.plans(a, c_out, mode)
     else:
         activations = a, a_dot, xhat, xhat_dot
-        configs += hopper.plans(activations, mode, primal=not given, tangent=True)
+        others = p, p_dot, rstd, rstd_dot
+        configs += hopper.plans(activations, mode, others, primal=not given, tangent=True)
     key = (*a.shape, c_out, mode, given, a_dot is not None)
     launch(choose("conv_block_jvp", key, configs, launch))
     return returned

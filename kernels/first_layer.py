@@ -75,7 +75,7 @@ def _first_layer(
     if GIVEN:
         r = tl.load(rstd + image * CHANNELS + c, mask=exists, other=0.0)
     else:
-        r = 1.0 / tl.sqrt(tl.sum(weights * spread_of, 0) + EPS)
+        r = 1.0 / tl.sqrt(tl.maximum(tl.sum(weights * spread_of, 0), 0.0) + EPS)  # rounded below 0
         if part == 0:
             tl.store(rstd + image * CHANNELS + c, r, mask=exists)
     g = tl.load(gamma + student * gamma_stride + c, mask=exists)[None, :]

@@ -27,7 +27,7 @@ def sgd_update(theta: Tensor, g: Tensor, lr: Tensor, *, into: Into = None) -> Te
     """theta - lr * g; the rate, a scalar or [S], must not lie in the result."""
     expect("sgd_update", {"g": (g, theta.shape)}, theta)
     result = place("sgd_update", into, 0, theta.shape, theta)
-    rates, theta, g = lr.reshape(-1).expand(len(theta)), dense(theta), dense(g)
+    rates, theta, g = rates_of("sgd_update", lr, theta), dense(theta), dense(g)
     if result.numel() > 0:
         _sgd_update[_chunks(theta, _ELEMENTS)](
             theta,
@@ -142,6 +142,16 @@ def expect(op: str, wanted: dict[str, tuple[Tensor, Sequence[int]]], like: Tenso
                 f"{op}: {name} must be {like.dtype} of shape {list(shape)}, got {tensor.dtype} of "
                 f"shape {list(tensor.shape)}"
             )
+
+
+def rates_of(op: str, lr: Tensor, theta: Tensor) -> Tensor:
+    """The rate of each student [S], from a scalar or [S]."""
+    if lr.shape not in ((), theta.shape[:1]) or lr.dtype != theta.dtype:
+        raise RuntimeError(
+            f"{op}: lr must be {theta.dtype} of shape [] or [S] = [{len(theta)}], got {lr.dtype} "
+            f"of shape {list(lr.shape)}"
+        )
+    return lr.expand(len(theta))
 
 
 def dense(x: Tensor) -> Tensor:

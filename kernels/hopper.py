@@ -20,18 +20,26 @@ SIDES = (8, 16)
 
 
 def plans(
-    activations: Sequence[Tensor | None], precision: str, *, primal: bool, tangent: bool
+    activations: Sequence[Tensor | None],
+    precision: str,
+    others: Sequence[Tensor] = (),
+    *,
+    primal: bool,
+    tangent: bool,
 ) -> list[Config]:
     """The configurations that can serve a call; none where the GPU or the build is another.
 
     Args:
         activations: all that have a plane: [S,B,H,W,C] each, inputs and results before the pool.
+        others: all other results.
         precision: of :mod:`fastmtt.kernels.precision`.
         primal: whether conv(a, w) is computed.
         tangent: whether conv(a, w_dot) + conv(a_dot, w) is.
     """
     given = [t for t in activations if t is not None]
     if precision != "tf32" or not all(_fits(t) for t in given) or not _on_hopper(given[0]):
+        return []
+    if not all(_aligned(t) for t in (*given, *others)):
         return []
     numbers = _ops().plans(primal, tangent, given[0].shape[2])
     return [Config({"HOPPER": number}, capability=90) for number in numbers]
@@ -43,8 +51,11 @@ def _ops() -> Any:
 
 def _fits(t: Tensor) -> bool:
     _, _, height, width, channels = t.shape
-    shape = height == width and height in SIDES and channels == CHANNELS
-    return shape and t.data_ptr() % 16 == 0  # where tensor copies may begin
+    return height == width and height in SIDES and channels == CHANNELS
+
+
+def _aligned(t: Tensor) -> bool:
+    return t.data_ptr() % 16 == 0  # where tensor copies may begin
 
 
 def _on_hopper(t: Tensor) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from fastmtt.kernels.flat import Into, dense, expect, place, types
+from fastmtt.kernels.flat import Into, dense, expect, place, rates_of, types
 from fastmtt.kernels.tuning import Config
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def sgd_momentum(
     expect("sgd_momentum", wanted, theta)
     results = [place("sgd_momentum", into, i, theta.shape, theta) for i in (0, 1)]
     rates, theta, g, velocity = (
-        lr.reshape(-1).expand(len(theta)),
+        rates_of("sgd_momentum", lr, theta),
         dense(theta),
         dense(g),
         dense(velocity),

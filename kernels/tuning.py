@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def choose(
         return configs[0]
     major, minor = torch.cuda.get_device_capability()
     configs = [config for config in configs if config.capability <= 10 * major + minor]
-    name = f"{kernel}({','.join(map(str, key))})"
+    offered = sha256("|".join(map(str, configs)).encode()).hexdigest()[:8]  # others, choose anew
+    name = f"{kernel}({','.join(map(str, key))}) of {offered}"
     chosen = _choices()
     if name not in chosen:
         if torch.cuda.is_current_stream_capturing():
@@ -76,7 +77,7 @@ def choose(
         chosen[name] = str(_fastest(name, configs, run))
         _save(chosen)
     by_name = {str(config): config for config in configs}
-    if chosen[name] not in by_name:  # kept by a version with other configurations
+    if chosen[name] not in by_name:  # a damaged file
         del chosen[name]
         return choose(kernel, key, configs, run)
     return by_name[chosen[name]]
@@ -93,9 +94,15 @@ def _fitting(configs: Sequence[Config], run: Callable[[Config], object]) -> list
     """The configurations the GPU has room for, compiled."""
     fitting = []
     for config in configs:
-        with suppress(triton.runtime.errors.OutOfResources):
+        try:
             run(config)
-            fitting.append(config)
+        except triton.runtime.errors.OutOfResources:
+            continue
+        except RuntimeError as error:  # a CUDA kernel's, on a part of a GPU
+            if "resources requested for launch" not in str(error):
+                raise
+            continue
+        fitting.append(config)
     torch.cuda.synchronize()
     return fitting
 

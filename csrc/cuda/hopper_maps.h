@@ -16,8 +16,12 @@ using Encode = decltype(&cuTensorMapEncodeTiled);
 inline Encode find_encode() {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult how;
-  const auto error = cudaGetDriverEntryPointByVersion(
-      "cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &how);
+  constexpr const char* kName = "cuTensorMapEncodeTiled";
+#if CUDART_VERSION >= 12050
+  const auto error = cudaGetDriverEntryPointByVersion(kName, &found, 12000, cudaEnableDefault, &how);
+#else
+  const auto error = cudaGetDriverEntryPoint(kName, &found, cudaEnableDefault, &how);
+#endif
   if (error != cudaSuccess || found == nullptr) {
     throw std::runtime_error(
         "fastmtt_hopper: the CUDA driver has no cuTensorMapEncodeTiled; it must be of CUDA 12 or "

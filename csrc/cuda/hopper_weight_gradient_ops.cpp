@@ -1,4 +1,4 @@
-// The weight gradient on Hopper as an op for kernels/weight_gradient.py alone: it has no reference,
+// The weight gradient on Hopper as an op for kernels/hopper_weight_gradient.py alone: it has no reference,
 // and writes into a given tensor. A build without code for sm_90a has none.
 
 #ifdef FASTMTT_SM90A

@@ -62,7 +62,8 @@ inline void check_devices(const char* op, const Named& first, std::initializer_l
 inline void check_students_result(
     const char* op, const Named& result, at::IntArrayRef shape, const at::Tensor& like) {
   const auto& [name, t] = result;
-  const bool fits = t.sizes() == shape && t.scalar_type() == like.scalar_type();
+  const bool apart = t.dim() == 0 || t.size(0) < 2 || t.stride(0) * t.size(0) >= t.numel();
+  const bool fits = t.sizes() == shape && t.scalar_type() == like.scalar_type() && apart;
   TORCH_CHECK(
       fits && (t.numel() == 0 || t.dim() < 2 ? t.is_contiguous() : t.select(0, 0).is_contiguous()),
       "fastmtt::", op, ": ", name, " must be a ", like.scalar_type(), " tensor of shape ", shape,

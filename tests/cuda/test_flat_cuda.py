@@ -94,6 +94,9 @@ class TestSingle(CudaFlatOps):
             call(a, a, a, into=[a.clone(), a[:1]])
         with pytest.raises(RuntimeError, match="new_velocity must not lie in the memory of new_th"):
             call(a, a, a, into=[a, a])
+        padded, behind = (torch.as_strided(a, (2, 6), (8, 1), start) for start in (0, 1))
+        with pytest.raises(RuntimeError, match="new_velocity must not lie in the memory of new_th"):
+            call(*(padded.clone() for _ in range(3)), into=[padded, behind])
         inside, across = (torch.as_strided(a, (2, 6), (6, 1), start) for start in (0, 3))
         with pytest.raises(RuntimeError, match="new_theta must be velocity itself or lie apart"):
             call(inside.clone(), inside.clone(), inside, into=[across, inside.clone()])

@@ -12,7 +12,6 @@ from fastmtt.kernels import hopper_weight_gradient
 from fastmtt.kernels.tuning import Config
 from tolerances import ROUNDING_32, TF32_SUM
 
-
 CSRC, PLAYED = ROOT / "csrc" / "cuda", ROOT / "tests" / "cuda" / "hopper_threads"
 CHANNELS = 128
 PLANS = range(len(hopper_weight_gradient.SHARES))

@@ -113,6 +113,21 @@ def test_statistics_of_patches_are_those_of_planes(shape, given, mode, allowed):
         assert_close(got, truth, allowed)
 
 
+def test_a_filter_that_sees_nothing_of_a_grey_image_has_a_variance():
+    """What is left of it in float32 is rounding, which may fall below zero."""
+    make = torch.Generator().manual_seed(0)
+    grey = 300 * torch.randn(1, 4, 8, 8, 1, generator=make).expand(1, 4, 8, 8, 3)
+    w = torch.randn(1, 3, 3, 3, 64, generator=make)
+    w -= w.mean(3, keepdim=True)  # no sum over channels
+    gamma, beta = torch.ones(1, 64), torch.zeros(1, 64)
+    shapes = (1, 4, 4, 4, 64), (1, 4, 8, 8, 64), (1, 4, 64)
+    found = [torch.full(shape, torch.nan, device=DEVICE) for shape in shapes]
+    inputs = [t.contiguous().to(DEVICE) for t in (grey, w, gamma, beta)]
+    config = first_layer.configs(64)[0]
+    first_layer.conv_block(config, inputs[0], inputs[1:], found, "tf32")
+    assert all(t.isfinite().all() for t in found)
+
+
 @pytest.mark.parametrize("moves", [True, False])
 @pytest.mark.parametrize("shape", SHAPES[3:5])
 def test_a_first_layer_in_tf32(shape, moves, monkeypatch):
