@@ -21,8 +21,8 @@ SIZES = [(1, 1), (2, 3), (3, 5), (2, 257)]  # of students, of images
 @pytest.mark.slow
 def test_on_threads_all_but_the_instructions_is_right(tmp_path):
     """Every index, phase and release of all plans; products are done as late as they may be."""
-    kernel = [CSRC / f"{name}.h" for name in ("hopper_weight_gradient", "kernel")]
-    for path in (*kernel, CSRC / "hopper_weight_gradient_kernels.h", *PLAYED.iterdir()):
+    names = ("hopper_weight_gradient", "hopper_weight_gradient_kernels", "hopper_ring", "kernel")
+    for path in (*(CSRC / f"{name}.h" for name in names), *PLAYED.iterdir()):
         shutil.copy(path, tmp_path)
     program = tmp_path / "weight_gradient"
     flags = ["-std=c++20", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-pthread"]
