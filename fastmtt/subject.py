@@ -42,9 +42,16 @@ def find_subject(asked: EvaluateConfig) -> Subject:
     """What the command line names: a run's set, or a published program's files.
 
     Raises:
-        FastmttError: there is no finished run where one was named, or files are named beside it.
+        FastmttError: there is no finished run where one was named, or files are named beside it, or
+            a file is not there.
     """
     if asked.data_dir is not None:
+        for given in (asked.data_dir, asked.label_dir, asked.lr_dir):
+            if given is not None and not Path(given).is_file():
+                raise FastmttError(
+                    f"{given} cannot be read (there is no such file); wanted what a published "
+                    "program saved, images by --data_dir, labels by --label_dir, a rate by --lr_dir"
+                )
         file = Path(asked.data_dir)
         return Subject(file, f"distilled set ({file.name})", BaseConfig(), None, ours=False)
     for key in ("label_dir", "lr_dir"):
@@ -52,21 +59,21 @@ def find_subject(asked: EvaluateConfig) -> Subject:
             raise FastmttError(
                 f"{key} goes with data_dir, and a run's set has its own; leave it out"
             )
-    given = Path(str(asked.run))
-    folder = given if given.is_dir() else given.parent
+    place = Path(str(asked.run))
+    folder = place if place.is_dir() else place.parent
     wanted = f"distilled_{asked.which}.safetensors"
-    file = folder / wanted if given.is_dir() else given
+    file = folder / wanted if place.is_dir() else place
     is_set = file.is_file() and file.suffix == ".safetensors"
     if not is_set or not (folder / "config.yaml").is_file():
         there = sorted(path.name for path in folder.glob("distilled_*.safetensors"))
         raise FastmttError(
-            f"{given} is no run: wanted a folder that fastmtt.distill wrote (config.yaml and "
+            f"{place} is no run: wanted a folder that fastmtt.distill wrote (config.yaml and "
             f"{wanted} in it; there is {', '.join(there) or 'no set'}) or one of its "
             "distilled_*.safetensors; a published program's images go by --data_dir"
         )
     made_with = parse("distill", ["--cfg", str(folder / "config.yaml")])
     name = f"distilled set ({file.stem.removeprefix('distilled_')})"
-    if made_with.num_intervals > 1 and given.is_dir() and asked.which == "best":
+    if made_with.num_intervals > 1 and place.is_dir() and asked.which == "best":
         stages = _stages(folder, made_with.num_intervals)
         name = f"distilled set ({len(stages)} stages)"
         return Subject(stages[-1], name, made_with, made_with.published, ours=True, stages=stages)
