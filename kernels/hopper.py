@@ -37,9 +37,9 @@ def plans(
         tangent: whether conv(a, w_dot) + conv(a_dot, w) is.
     """
     given = [t for t in activations if t is not None]
-    if precision != "tf32" or not all(_fits(t) for t in given) or not _on_hopper(given[0]):
+    if precision != "tf32" or not all(fits(t) for t in given) or not on_hopper(given[0]):
         return []
-    if not all(_aligned(t) for t in (*given, *others)):
+    if not all(aligned(t) for t in (*given, *others)):
         return []
     numbers = _ops().plans(primal, tangent, given[0].shape[2])
     return [Config({"HOPPER": number}, capability=90) for number in numbers]
@@ -49,16 +49,19 @@ def _ops() -> Any:
     return torch.ops.fastmtt_hopper
 
 
-def _fits(t: Tensor) -> bool:
+def fits(t: Tensor) -> bool:
+    """Whether activations [S,B,H,W,C] have a size that is served."""
     _, _, height, width, channels = t.shape
     return height == width and height in SIDES and channels == CHANNELS
 
 
-def _aligned(t: Tensor) -> bool:
-    return t.data_ptr() % 16 == 0  # where tensor copies may begin
+def aligned(t: Tensor) -> bool:
+    """Whether tensor copies may begin there."""
+    return t.data_ptr() % 16 == 0
 
 
-def _on_hopper(t: Tensor) -> bool:
+def on_hopper(t: Tensor) -> bool:
+    """Whether it is on such a GPU, and the build has code for that."""
     on_gpu = t.is_cuda and backends.hopper()
     return on_gpu and torch.cuda.get_device_capability(t.device) == (9, 0)
 

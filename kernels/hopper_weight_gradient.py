@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 
 import torch
+from fastmtt.kernels.hopper import CHANNELS, aligned, fits, on_hopper
 from fastmtt.kernels.tuning import Config
 from torch import Tensor
 
-from fastmtt.ops import backends
-
 SHARES = (3, 4)  # of the product, by plan: so many blocks make one part
-CHANNELS, SIDES = 128, (8, 16)
 STRIP = 8  # columns that a block walks down at a time
 
 
@@ -25,24 +22,10 @@ def plans(pairs: Sequence[tuple[Tensor, Tensor]], precision: str) -> list[Config
         precision: of :mod:`fastmtt.kernels.precision`.
     """
     given = [t for pair in pairs for t in pair]
-    if precision != "tf32" or not all(_fits(t) for t in given) or not _served(given[0].device):
+    served = precision == "tf32" and given[0].shape[1] > 0 and all(map(fits, given))
+    if not served or not all(map(aligned, given)) or not on_hopper(given[0]):
         return []
     return [Config({"HOPPER": plan}, capability=90) for plan in range(len(SHARES))]
-
-
-def _fits(t: Tensor) -> bool:
-    _, images, height, width, channels = t.shape
-    shape = images > 0 and height == width and height in SIDES and channels == CHANNELS
-    return shape and t.data_ptr() % 16 == 0  # where tensor copies may begin
-
-
-@cache
-def _served(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
-        return False
-    return backends.extension_error() is None and hasattr(
-        torch.ops.fastmtt_hopper, "weight_gradient"
-    )
 
 
 def parts(config: Config, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -243,7 +243,7 @@ class TestThroughTheKernels:
         monkeypatch.setattr(kernels.precision, "of", lambda *given: "tf32")
         if not ON_GPU:
             monkeypatch.setattr(hopper, "_ops", lambda: ops)
-            monkeypatch.setattr(hopper, "_on_hopper", lambda t: True)
+            monkeypatch.setattr(hopper, "on_hopper", lambda t: True)
 
     def test_block(self):
         a, _, w, _, gamma, _, beta, _ = problem(8, 2, 3)
@@ -285,7 +285,7 @@ class TestDecisions:
     @pytest.fixture(autouse=True)
     def hopper_gpu(self, ops, monkeypatch):
         monkeypatch.setattr(hopper, "_ops", lambda: ops)
-        monkeypatch.setattr(hopper, "_on_hopper", lambda t: True)
+        monkeypatch.setattr(hopper, "on_hopper", lambda t: True)
 
     def plans(self, *activations, precision="tf32"):
         return hopper.plans(activations, precision, primal=True, tangent=False)
@@ -317,7 +317,7 @@ def test_only_where_the_build_has_them_on_capability_9_0(built, capability, serv
 
     monkeypatch.setattr(backends, "hopper", lambda: built)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert hopper._on_hopper(OnGpu()) == served
+    assert hopper.on_hopper(OnGpu()) == served
 
 
 def test_nothing_on_a_cpu():

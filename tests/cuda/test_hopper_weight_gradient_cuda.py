@@ -8,7 +8,7 @@ import pytest
 import torch
 from building import ROOT, load_setup
 from compare import assert_close
-from fastmtt.kernels import hopper_weight_gradient
+from fastmtt.kernels import hopper, hopper_weight_gradient
 from fastmtt.kernels.tuning import Config
 from tolerances import ROUNDING_32, TF32_SUM
 
@@ -76,7 +76,7 @@ class TestOnHopper:
     @pytest.mark.parametrize("count", [1, 2, 14])  # some of 14 parts have no image
     @pytest.mark.parametrize("pairs", [1, 2])
     @pytest.mark.parametrize(("students", "images"), SIZES)
-    @pytest.mark.parametrize("side", hopper_weight_gradient.SIDES)
+    @pytest.mark.parametrize("side", hopper.SIDES)
     @pytest.mark.parametrize("plan", PLANS)
     def test_it_sums_over_all_pixels(self, plan, side, students, images, pairs, count):
         given, want = problem(side, students, images, pairs)
