@@ -13,7 +13,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from fastmtt.kernels.tuning import Config
+from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
 
 
@@ -36,6 +36,25 @@ def patches_at(
     inside = exists & (down >= 0) & (down < HEIGHT) & (across >= 0) & (across < WIDTH)
     found = tl.load(a + (down * WIDTH + across) * CIN + row % CIN, mask=inside, other=0.0)
     return tl.where(exists, found - mean[None, :], 0.0)
+
+
+@triton.jit
+def patches_and_one(
+    a,
+    pixel,
+    mean,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CIN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Patches [pixels, ROWS] of pixels in their order, less ``mean``, and 1 in row 9*CIN.
+
+    Products with that row sum what they multiply. Beyond the plane patches are of no meaning.
+    """
+    y, x, present = pixel // WIDTH, pixel % WIDTH, pixel < HEIGHT * WIDTH
+    found = patches_at(a, y, x, present, mean, HEIGHT, WIDTH, CIN, ROWS)
+    return tl.where(tl.arange(0, ROWS)[None, :] == 9 * CIN, 1.0, found)
 
 
 @triton.jit
@@ -64,34 +83,88 @@ def _statistics(
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """A program owns an image. The mean comes first: squares of what is far from it cancel."""
+    """A program owns some pixels of an image: their mean, and their squares about it."""
     AREA: tl.constexpr = HEIGHT * WIDTH
+    parts: tl.constexpr = (AREA + PIXELS - 1) // PIXELS
+    place = tl.program_id(0).to(tl.int64)
+    start = tl.program_id(0) % parts * PIXELS
+    row = tl.arange(0, ROWS)
+    pixel = start + tl.arange(0, PIXELS)
+    y, x, present = pixel // WIDTH, pixel % WIDTH, pixel < AREA
+    nothing = tl.zeros((ROWS,), tl.float32)
+    a += place // parts * (AREA * CIN)
+    patch = patches_at(a, y, x, present, nothing, HEIGHT, WIDTH, CIN, ROWS)
+    centre = tl.sum(patch, 0) / tl.minimum(PIXELS, AREA - start)
+    tl.store(mean + place * ROWS + row, centre)
+    centred = tl.where(present[:, None], patch - centre[None, :], 0.0)
+    squares = nearly_exact(tl.trans(centred), centred, PRECISION)
+    tile = row[:, None] * ROWS + row[None, :]
+    tl.store(covariance + place * (ROWS * ROWS) + tile, squares / AREA)
+
+
+@triton.jit
+def _merge(
+    means,
+    covariances,
+    mean,
+    covariance,
+    AREA: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """An image's statistics from those of its parts."""
+    parts: tl.constexpr = (AREA + PIXELS - 1) // PIXELS
     image = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, ROWS)
-    a += image * (AREA * CIN)
-    nothing = tl.zeros((ROWS,), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, AREA, PIXELS):
-        pixel = start + tl.arange(0, PIXELS)
-        y, x, present = pixel // WIDTH, pixel % WIDTH, pixel < AREA
-        total += tl.sum(patches_at(a, y, x, present, nothing, HEIGHT, WIDTH, CIN, ROWS), 0)
-    centre = total / AREA
+    tile = row[:, None] * ROWS + row[None, :]
+    means += image * (parts * ROWS)
+    covariances += image * (parts * ROWS * ROWS)
+    centre = tl.zeros((ROWS,), tl.float32)
+    for part in range(parts):
+        share = tl.minimum(PIXELS, AREA - part * PIXELS).to(tl.float32) / AREA
+        centre += share * tl.load(means + part * ROWS + row)
+    spread = tl.zeros((ROWS, ROWS), tl.float32)
+    for part in range(parts):
+        share = tl.minimum(PIXELS, AREA - part * PIXELS).to(tl.float32) / AREA
+        off = tl.load(means + part * ROWS + row) - centre
+        spread += tl.load(covariances + part * (ROWS * ROWS) + tile)
+        spread += share * off[:, None] * off[None, :]
     tl.store(mean + image * ROWS + row, centre)
-    squares = tl.zeros((ROWS, ROWS), tl.float32)
-    for start in range(0, AREA, PIXELS):
-        pixel = start + tl.arange(0, PIXELS)
-        y, x, present = pixel // WIDTH, pixel % WIDTH, pixel < AREA
-        centred = patches_at(a, y, x, present, centre, HEIGHT, WIDTH, CIN, ROWS)
-        squares += nearly_exact(tl.trans(centred), centred, PRECISION)
-    place = row[:, None] * ROWS + row[None, :]
-    tl.store(covariance + image * (ROWS * ROWS) + place, squares / AREA)
+    tl.store(covariance + image * (ROWS * ROWS) + tile, spread)
 
 
-_CONFIG = Config({"PIXELS": 128}, warps=4, stages=1)
+@triton.jit
+def _fold(
+    patches,
+    out,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CIN: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """An image's pixels sum what the patches they are part of hold for them."""
+    AREA: tl.constexpr = HEIGHT * WIDTH
+    image = tl.program_id(0).to(tl.int64)
+    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    channel, pixel = element % CIN, element // CIN
+    patches += image * (TILES * AREA * ROWS)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for tap in tl.static_range(9):
+        y, x = pixel // WIDTH - (tap // 3 - 1), pixel % WIDTH - (tap % 3 - 1)
+        seen = (pixel < AREA) & (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
+        at = (y * WIDTH + x) * ROWS + tap * CIN + channel
+        for tile in tl.static_range(TILES):
+            total += tl.load(patches + tile * (AREA * ROWS) + at, mask=seen, other=0.0)
+    tl.store(out + image * (AREA * CIN) + element, total, mask=pixel < AREA)
+
+
+_BLOCK = 256  # elements of an image that a program folds
 
 
 def rows_of(channels: int) -> int:
-    """Rows of a tile that holds a patch of so many channels."""
+    """Rows of a tile that holds a patch of so many channels, and at least one row more."""
     return max(16, triton.next_power_of_2(9 * channels))
 
 
@@ -106,19 +179,58 @@ def patch_statistics(a: Tensor, precision: str) -> tuple[Tensor, Tensor]:
         [S*B,R] and [S*B,R,R], zero from 9*Cin on, for R of :func:`rows_of`.
     """
     students, images, height, width, channels = a.shape
-    rows = rows_of(channels)
-    mean = a.new_empty(students * images, rows)
-    covariance = a.new_empty(students * images, rows, rows)
+    area, rows = height * width, rows_of(channels)
     sizes = {"HEIGHT": height, "WIDTH": width, "CIN": channels, "ROWS": rows}
-    _statistics[(students * images,)](
-        a, mean, covariance, PRECISION=precision, **sizes, **_CONFIG.launch
-    )
-    return mean, covariance
+
+    def run(config: Config) -> tuple[Tensor, Tensor]:
+        pixels = config.sizes["PIXELS"]
+        parts = triton.cdiv(area, pixels)
+        count = students * images
+        found = a.new_empty(count * parts, rows), a.new_empty(count * parts, rows, rows)
+        _statistics[(count * parts,)](a, *found, PRECISION=precision, **sizes, **config.launch)
+        if parts == 1:
+            return found
+        whole = a.new_empty(count, rows), a.new_empty(count, rows, rows)
+        _merge[(count,)](*found, *whole, AREA=area, ROWS=rows, PIXELS=pixels)
+        return whole
+
+    key = (students * images, height, width, channels, precision)
+    return run(choose("patch_statistics", key, configs(), run))
+
+
+def fold(patches: Tensor, out: Tensor) -> None:
+    """Sum patches' cotangents into the images they were taken from.
+
+    Args:
+        patches: [images, tiles, H*W, R], R of :func:`rows_of`; tiles are added up.
+        out: [S,B,H,W,Cin] of so many images, contiguous, to be written into.
+    """
+    images, tiles, _, rows = patches.shape
+    *_, height, width, channels = out.shape
+    sizes = {"HEIGHT": height, "WIDTH": width, "CIN": channels, "ROWS": rows}
+    grid = images, triton.cdiv(height * width * channels, _BLOCK)
+    _fold[grid](patches, out, TILES=tiles, BLOCK=_BLOCK, **sizes)
+
+
+def configs() -> list[Config]:
+    """Pixels of a program."""
+    return [Config({"PIXELS": pixels}, warps, 1) for pixels, warps in ((128, 4), (64, 4), (128, 8))]
 
 
 def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Config]]:
     """What the standard ConvNet launches: name, kernel, signature, constants, configuration."""
-    constants: dict[str, Any] = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "ROWS": rows_of(3)}
-    constants["PRECISION"] = "tf32"
+    sizes: dict[str, Any] = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "ROWS": rows_of(3)}
+    constants = sizes | {"PRECISION": "tf32"}
     signature = dict.fromkeys(("a", "mean", "covariance"), "*fp32")
-    yield "patch statistics tf32", _statistics, signature, constants, _CONFIG
+    for config in configs():
+        yield "patch statistics tf32", _statistics, signature, constants, config
+        merged = {"AREA": 1024, "ROWS": rows_of(3), "PIXELS": config.sizes["PIXELS"]}
+        yield (
+            f"merged statistics {config.sizes['PIXELS']} {config.warps}",
+            _merge,
+            dict.fromkeys(("means", "covariances", "mean", "covariance"), "*fp32"),
+            merged,
+            Config(),
+        )
+    folded = sizes | {"TILES": 1, "BLOCK": _BLOCK}
+    yield "fold", _fold, {"patches": "*fp32", "out": "*fp32"}, folded, Config()
