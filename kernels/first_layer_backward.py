@@ -228,11 +228,11 @@ def first_layer_backward(
             moving = tangent, xhat_dot, a_dot, ga_dot
             return _looking_twice(config, gp, a, known, moving, precision, parameters)
         statistics = patch_statistics(a, precision)
-        known = w, gamma, beta, xhat, rstd
-        parts = gradients(config, gp, a, statistics, *known, precision, tangent)
+        found = gradients(config, gp, a, statistics, w, gamma, beta, xhat, rstd, precision, tangent)
         if ga_dot is not None and tangent is not None:
-            image_tangent(gp, a, statistics[0], *known, tangent, parts, ga_dot, precision)
-        return parts.w, parts.norm
+            known = w, gamma, beta, xhat, rstd
+            image_tangent(gp, a, statistics[0], *known, tangent, found, ga_dot, precision)
+        return found.w, found.norm
 
     asked = (parameters, tangent is not None, a_dot is not None, ga_dot is not None)
     key = (students * images, height, width, cin, channels, *asked, precision)

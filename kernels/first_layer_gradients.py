@@ -6,8 +6,7 @@ cotangent behind the ReLU, S_v the sum of v and patches less their mean,
     gz = r gamma (g - (S_g + x S_gx) / AREA),    x = patch . (r w),
 
 so all that the weights' gradient asks of a plane is G, the products of patches with g: the patches'
-covariance C says the rest, ``r gamma (G - C (r w) S_gx)`` with ``S_gx = (r w) . G``. This is linear
-in G. Programs may own any part of a plane, and their results add up.
+covariance C says the rest, ``r gamma (G - C (r w) S_gx)`` with ``S_gx = (r w) . G``.
 """
 
 from __future__ import annotations
@@ -15,41 +14,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from fastmtt.kernels.contraction import FEW
-from fastmtt.kernels.norm_backward import image_of, read
-from fastmtt.kernels.patches import nearly_exact, patches_and_one, rows_of, weights_of
+from fastmtt.kernels.norm_backward import read
+from fastmtt.kernels.patches import patches_and_one, rows_of, weights_of
 from fastmtt.kernels.precision import multiply, rounded
 from fastmtt.kernels.tuning import Config
 from torch import Tensor
 
 
 @triton.jit(do_not_specialize=["images"])
-def _gradients(
+def _products(
     gp,
     gp_dot,
     xhat,
-    rstd,
-    rstd_dot,
     gamma,
-    gamma_dot,
     beta,
     a,
     mean,
-    covariance,
-    w,
-    w_dot,
-    w_parts,
-    gx_parts,
-    g_parts,
-    gx_dot_parts,
-    g_dot_parts,
+    products,
+    products_dot,
     gamma_stride,
-    gamma_dot_stride,
     beta_stride,
-    w_stride,
-    w_dot_stride,
     images,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -62,7 +50,7 @@ def _gradients(
     TURNS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A program owns TURNS times PIXELS pixels of an image, and COLUMNS channels."""
+    """Of TURNS times PIXELS pixels of an image and COLUMNS channels."""
     AREA: tl.constexpr = HEIGHT * WIDTH
     parts: tl.constexpr = (AREA + PIXELS * TURNS - 1) // (PIXELS * TURNS)
     tiles: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
@@ -71,13 +59,13 @@ def _gradients(
     student = image // images
     row = tl.arange(0, ROWS)
     c = (tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    tensors = (gp, gp_dot, xhat, xhat, rstd, rstd_dot, gamma, gamma_dot, beta)
-    strides = (gamma_stride, gamma_dot_stride, beta_stride)
-    planes, statistics = image_of(
-        tensors, strides, image, student, c, HEIGHT, WIDTH, CHANNELS, TANGENT
-    )
-    scale, scale_dot, r, r_dot, shift = statistics
+    exists = c < CHANNELS
+    scale = tl.load(gamma + student * gamma_stride + c, mask=exists, other=0.0)
+    shift = tl.load(beta + student * beta_stride + c, mask=exists, other=0.0)
     centre = tl.load(mean + image * ROWS + row)
+    pooled_plane = image * ((HEIGHT // 2) * (WIDTH // 2) * CHANNELS)
+    xhat += image * (AREA * CHANNELS)
+    planes = (gp + pooled_plane, gp_dot + pooled_plane, xhat, xhat)
     a += image * (AREA * CIN)
 
     with_g = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -93,32 +81,97 @@ def _gradients(
         with_g = multiply(patch, rounded(g, PRECISION), with_g, PRECISION)
         if TANGENT:
             with_g_dot = multiply(patch, rounded(g_dot, PRECISION), with_g_dot, PRECISION)
+    at = place * (ROWS * CHANNELS) + row[:, None] * CHANNELS + c
+    tl.store(products + at, with_g, mask=exists)
+    if TANGENT:
+        tl.store(products_dot + at, with_g_dot, mask=exists)
 
-    weights = weights_of(w + student * w_stride, row, c, CIN, CHANNELS)
-    spread = tl.load(covariance + image * (ROWS * ROWS) + row[:, None] * ROWS + row[None, :])
-    one = (row == 9 * CIN)[:, None]
+
+@triton.jit
+def _total(parts, count, at, exists, CHANNELS: tl.constexpr, ROWS: tl.constexpr):
+    total = tl.load(parts + at, mask=exists, other=0.0)
+    for part in range(1, count):
+        total += tl.load(parts + part * (ROWS * CHANNELS) + at, mask=exists, other=0.0)
+    return total
+
+
+@triton.jit(do_not_specialize=["images", "count"])
+def _gradients(
+    products,
+    products_dot,
+    rstd,
+    rstd_dot,
+    gamma,
+    gamma_dot,
+    w,
+    w_dot,
+    covariance,
+    w_parts,
+    gamma_parts,
+    beta_parts,
+    gx_sums,
+    g_sums,
+    gamma_stride,
+    gamma_dot_stride,
+    w_stride,
+    w_dot_stride,
+    images,
+    count,
+    AREA: tl.constexpr,
+    CIN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TANGENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """An image's part, from the products of ``count`` parts of it."""
+    tiles: tl.constexpr = (CHANNELS + COLUMNS - 1) // COLUMNS
+    image = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    student = image // images
+    row = tl.arange(0, ROWS)[:, None]
+    c = (tile * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    exists = c < CHANNELS
+    at = row * CHANNELS + c
+    own = image * count * (ROWS * CHANNELS)
+    with_g = _total(products + own, count, at, exists, CHANNELS, ROWS)
+    scale = tl.load(gamma + student * gamma_stride + c, mask=exists, other=0.0)
+    r = tl.load(rstd + image * CHANNELS + c, mask=exists, other=0.0)
+    weights = weights_of(w + student * w_stride, tl.arange(0, ROWS), c, CIN, CHANNELS)
+    column = tl.arange(0, ROWS)[None, :]
+    spread = tl.load(covariance + image * (ROWS * ROWS) + row * ROWS + column)
+
+    one = row == 9 * CIN
+    gain = r * scale
     inner = r * weights
     sum_g = tl.sum(tl.where(one, with_g, 0.0), 0, keep_dims=True)
     sum_gx = tl.sum(inner * with_g, 0, keep_dims=True)
-    with_x = nearly_exact(spread, inner, PRECISION)
-    with_gz = with_g - with_x * sum_gx  # but for r gamma
-    result = r * scale * with_gz
-    exists = c < CHANNELS
-    at = place * CHANNELS + c
-    tl.store(g_parts + at, sum_g, mask=exists)
-    tl.store(gx_parts + at, sum_gx, mask=exists)
+    spread, nothing = rounded(spread, PRECISION), tl.zeros((ROWS, COLUMNS), tl.float32)
+    with_x = multiply(spread, rounded(inner, PRECISION), nothing, PRECISION)
+    with_gz = with_g - with_x * sum_gx  # but for the gain
+    result, of_beta, of_gamma = gain * with_gz, sum_g, sum_gx
     if TANGENT:
-        weights_dot = weights_of(w_dot + student * w_dot_stride, row, c, CIN, CHANNELS)
+        with_g_dot = _total(products_dot + own, count, at, exists, CHANNELS, ROWS)
+        scale_dot = tl.load(gamma_dot + student * gamma_dot_stride + c, mask=exists, other=0.0)
+        r_dot = tl.load(rstd_dot + image * CHANNELS + c, mask=exists, other=0.0)
+        weights_dot = weights_of(
+            w_dot + student * w_dot_stride, tl.arange(0, ROWS), c, CIN, CHANNELS
+        )
+        gain_dot = r_dot * scale + r * scale_dot
         inner_dot = r * weights_dot + r_dot * weights  # x_dot is a patch times these
-        sum_g_dot = tl.sum(tl.where(one, with_g_dot, 0.0), 0, keep_dims=True)
-        sum_gx_dot = tl.sum(inner * with_g_dot + inner_dot * with_g, 0, keep_dims=True)
-        with_gz_dot = with_g_dot - with_x * sum_gx_dot
-        with_gz_dot -= nearly_exact(spread, inner_dot, PRECISION) * sum_gx
-        result = (r_dot * scale + r * scale_dot) * with_gz + r * scale * with_gz_dot
-        tl.store(g_dot_parts + at, sum_g_dot, mask=exists)
-        tl.store(gx_dot_parts + at, sum_gx_dot, mask=exists)
-    w_parts += place * (9 * CIN * CHANNELS)
-    tl.store(w_parts + row[:, None] * CHANNELS + c, result, mask=(row < 9 * CIN)[:, None] & exists)
+        of_beta = tl.sum(tl.where(one, with_g_dot, 0.0), 0, keep_dims=True)
+        of_gamma = tl.sum(inner * with_g_dot + inner_dot * with_g, 0, keep_dims=True)
+        with_gz_dot = with_g_dot - with_x * of_gamma
+        with_x_dot = multiply(spread, rounded(inner_dot, PRECISION), nothing, PRECISION)
+        with_gz_dot -= with_x_dot * sum_gx
+        result = gain_dot * with_gz + gain * with_gz_dot
+        tl.store(g_sums + image * CHANNELS + c, sum_g, mask=exists)
+        tl.store(gx_sums + image * CHANNELS + c, sum_gx, mask=exists)
+    tl.store(beta_parts + image * CHANNELS + c, of_beta, mask=exists)
+    tl.store(gamma_parts + image * CHANNELS + c, of_gamma, mask=exists)
+    w_parts += image * (9 * CIN * CHANNELS)
+    tl.store(w_parts + at, result, mask=(row < 9 * CIN) & exists)
 
 
 class Tangent(NamedTuple):
@@ -130,13 +183,13 @@ class Tangent(NamedTuple):
     gp: Tensor
 
 
-class Parts(NamedTuple):
-    """What adds up to gradients: of n parts of images, or their tangents.
+class Gradients(NamedTuple):
+    """Images' parts of the gradients, or of the gradients' tangents.
 
     Attributes:
-        w: [S,n,9*Cin*C].
-        norm: of gamma and beta, [S,n,C] each.
-        of_norm: the same of gradients, where ``norm`` has their tangents; else ``norm``.
+        w: [S,B,9*Cin*C].
+        norm: of gamma and beta, [S,B,C] each.
+        of_norm: the parts themselves, where ``norm`` has their tangents; else ``norm``.
     """
 
     w: Tensor
@@ -156,7 +209,7 @@ def gradients(
     rstd: Tensor,
     precision: str,
     tangent: Tangent | None = None,
-) -> Parts:
+) -> Gradients:
     """Gradients of a block of at most :data:`contraction.FEW` input channels, or their tangents.
 
     Args:
@@ -173,47 +226,78 @@ def gradients(
         tangent: None for the gradients alone.
     """
     students, images, height, width, cin = a.shape
-    channels = xhat.shape[-1]
-    parts = images * triton.cdiv(height * width, config.sizes["PIXELS"] * config.sizes["TURNS"])
+    channels, rows, area = xhat.shape[-1], rows_of(cin), height * width
+    count = triton.cdiv(area, config.sizes["PIXELS"] * config.sizes["TURNS"])
     tiles = triton.cdiv(channels, config.sizes["COLUMNS"])
-    w_parts = a.new_empty(students, parts, 9 * cin * channels)
-    pairs = [
-        (a.new_empty(students, parts, channels), a.new_empty(students, parts, channels))
-        for _ in range(1 if tangent is None else 2)
-    ]
     moving = tangent or Tangent(w, rstd, gamma, gp)
-    _gradients[(students * parts * tiles,)](
+    common: dict[str, Any] = {
+        "CIN": cin,
+        "CHANNELS": channels,
+        "TANGENT": tangent is not None,
+        "PRECISION": precision,
+        "ROWS": rows,
+    }
+    products = a.new_empty(2 if tangent else 1, students * images, count, rows, channels)
+    _products[(students * images * count * tiles,)](
         gp,
         moving.gp,
         xhat,
+        gamma,
+        beta,
+        a,
+        statistics[0],
+        products[0],
+        products[-1],
+        gamma.stride(0),
+        beta.stride(0),
+        images,
+        HEIGHT=height,
+        WIDTH=width,
+        **common,
+        **config.launch,
+    )
+    columns = _columns(channels)
+    tiles = triton.cdiv(channels, columns)
+    w_parts = a.new_empty(students, images, 9 * cin * channels)
+    norm = torch.empty_like(rstd), torch.empty_like(rstd)
+    of_norm = norm if tangent is None else (torch.empty_like(rstd), torch.empty_like(rstd))
+    _gradients[(students * images * tiles,)](
+        products[0],
+        products[-1],
         rstd,
         moving.rstd,
         gamma,
         moving.gamma,
-        beta,
-        a,
-        *statistics,
         w,
         moving.w,
+        statistics[1],
         w_parts,
-        *pairs[0],
-        *pairs[-1],
-        *(t.stride(0) for t in (gamma, moving.gamma, beta, w, moving.w)),
+        *norm,
+        *of_norm,
+        *(t.stride(0) for t in (gamma, moving.gamma, w, moving.w)),
         images,
-        HEIGHT=height,
-        WIDTH=width,
-        CIN=cin,
-        CHANNELS=channels,
-        TANGENT=tangent is not None,
-        PRECISION=precision,
-        ROWS=rows_of(cin),
-        **config.launch,
+        count,
+        AREA=area,
+        COLUMNS=columns,
+        **common,
+        **_ONCE.launch,
     )
-    return Parts(w_parts, pairs[-1], pairs[0])
+    return Gradients(w_parts, norm, of_norm)
+
+
+_ONCE = Config(stages=1)
+
+
+def _columns(channels: int) -> int:
+    """Channels of a program that makes gradients from products."""
+    return min(32, max(16, triton.next_power_of_2(channels)))
 
 
 def plans(a: Tensor, a_dot: Tensor | None, channels: int, precision: str) -> Sequence[Config]:
-    """The configurations that can serve a backward or its tangent; see :mod:`.first_layer`."""
+    """The configurations that can serve a backward or its tangent; none if the images move.
+
+    As in :mod:`fastmtt.kernels.first_layer` none does in float32.
+    """
     few = a.shape[-1] <= FEW and a_dot is None
     return configs(channels) if few and precision == "tf32" else ()
 
@@ -227,7 +311,7 @@ def configs(channels: int) -> list[Config]:
     """Pixels and channels a program works on at once, and how often."""
     most = max(16, triton.next_power_of_2(channels))
     found: dict[str, Config] = {}
-    shapes = ((64, 4, 64, 4), (64, 2, 64, 4), (64, 4, 128, 8), (32, 4, 64, 4), (64, 8, 32, 4))
+    shapes = ((32, 8, 64, 4), (32, 2, 64, 4), (32, 8, 128, 8), (64, 4, 64, 8), (32, 8, 32, 4))
     for pixels, turns, columns, warps in shapes:
         sizes = {"PIXELS": pixels, "TURNS": turns, "COLUMNS": min(columns, most)}
         config = Config(sizes, warps, 1)
@@ -237,11 +321,19 @@ def configs(channels: int) -> list[Config]:
 
 def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Config]]:
     """What the standard ConvNet launches: name, kernel, signature, constants, configuration."""
-    sizes = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "CHANNELS": 128, "ROWS": rows_of(3)}
-    names = _gradients.arg_names
-    signature = {n: "i32" if n.endswith("stride") or n == "images" else "*fp32" for n in names}
+
+    def signature(kernel: Any) -> dict[str, str]:
+        integers = ("images", "count")
+        return {
+            name: "i32" if name.endswith("stride") or name in integers else "*fp32"
+            for name in kernel.arg_names
+        }
+
+    sizes: dict[str, Any] = {"CIN": 3, "CHANNELS": 128, "ROWS": rows_of(3), "PRECISION": "tf32"}
     for tangent in (False, True):
-        constants: dict[str, Any] = sizes | {"TANGENT": tangent, "PRECISION": "tf32"}
+        constants = sizes | {"TANGENT": tangent, "HEIGHT": 32, "WIDTH": 32}
+        kind = "tangent" if tangent else "primal"
         for config in configs(128):
-            name = f"first_layer_gradients {'tangent' if tangent else 'primal'} tf32"
-            yield name, _gradients, signature, constants, config
+            yield f"products {kind} tf32", _products, signature(_products), constants, config
+        constants = sizes | {"TANGENT": tangent, "AREA": 1024, "COLUMNS": _columns(128)}
+        yield f"gradients {kind} tf32", _gradients, signature(_gradients), constants, _ONCE

@@ -1,9 +1,8 @@
 """The tangent of the images' gradient in a network's first block, whose input stands still.
 
-It is that of every pixel's patch, folded back onto the images. A patch's is
-``w_dot . gz + w . gz_dot``, and gz and gz_dot, as in :mod:`fastmtt.kernels.first_layer_gradients`,
-are linear in the cotangent behind the ReLU, its tangent, and the patch itself: the last factor is
-one small matrix an image.
+It is that of every pixel's patch, folded back onto the images. A patch's is ``w_dot . gz +
+w . gz_dot``. With gz as in :mod:`fastmtt.kernels.first_layer_gradients` this is linear in the
+cotangent behind the ReLU, in its tangent and in the patch, and an image has the factors once.
 """
 
 from __future__ import annotations
@@ -13,49 +12,92 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from fastmtt.kernels.first_layer_gradients import Parts, Tangent
-from fastmtt.kernels.norm_backward import image_of, read
+from fastmtt.kernels.first_layer_gradients import Gradients, Tangent
+from fastmtt.kernels.norm_backward import read
 from fastmtt.kernels.patches import fold, patches_and_one, rows_of, weights_of
 from fastmtt.kernels.precision import multiply, rounded
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
 
 
-@triton.jit
-def _mean(parts, count, c, AREA: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Over a plane, [1, COLUMNS], of what the parts have the sums of."""
-    total = tl.zeros((1, COLUMNS), tl.float32)
-    for part in range(count):
-        total += tl.load(parts + part * CHANNELS + c, mask=c < CHANNELS, other=0.0)
-    return total / AREA
-
-
-@triton.jit(do_not_specialize=["images", "parts"])
-def _patch_cotangents(
-    gp,
-    gp_dot,
-    xhat,
+@triton.jit(do_not_specialize=["images"])
+def _factors(
     rstd,
     rstd_dot,
     gamma,
     gamma_dot,
-    beta,
-    a,
-    mean,
     w,
     w_dot,
-    gx_parts,
-    g_parts,
-    gx_dot_parts,
-    g_dot_parts,
-    patches,
+    gx_sums,
+    g_sums,
+    gx_dot_sums,
+    g_dot_sums,
+    of_g,
+    of_g_dot,
+    of_patch,
     gamma_stride,
     gamma_dot_stride,
-    beta_stride,
     w_stride,
     w_dot_stride,
     images,
-    parts,
+    AREA: tl.constexpr,
+    CIN: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Of an image: that of the patch, and of the one behind it, is what the means take off."""
+    image = tl.program_id(0).to(tl.int64)
+    student = image // images
+    row = tl.arange(0, ROWS)
+    one = (row == 9 * CIN)[:, None]
+    total = tl.zeros((ROWS, ROWS), tl.float32)
+    for first in range(0, CHANNELS, COLUMNS):
+        c = (first + tl.arange(0, COLUMNS))[None, :]
+        exists, plane = c < CHANNELS, image * CHANNELS + c
+        scale = tl.load(gamma + student * gamma_stride + c, mask=exists, other=0.0)
+        scale_dot = tl.load(gamma_dot + student * gamma_dot_stride + c, mask=exists, other=0.0)
+        r = tl.load(rstd + plane, mask=exists, other=0.0)
+        r_dot = tl.load(rstd_dot + plane, mask=exists, other=0.0)
+        weights = weights_of(w + student * w_stride, row, c, CIN, CHANNELS)
+        weights_dot = weights_of(w_dot + student * w_dot_stride, row, c, CIN, CHANNELS)
+        for_g_dot = r * scale * weights
+        for_g = r * scale * weights_dot + (r_dot * scale + r * scale_dot) * weights
+        for_g, for_g_dot = rounded(for_g, PRECISION), rounded(for_g_dot, PRECISION)
+        at = image * (ROWS * CHANNELS) + row[:, None] * CHANNELS + c
+        tl.store(of_g + at, for_g, mask=exists)
+        tl.store(of_g_dot + at, for_g_dot, mask=exists)
+
+        g = tl.load(g_sums + plane, mask=exists, other=0.0) / -AREA
+        gx = tl.load(gx_sums + plane, mask=exists, other=0.0) / -AREA
+        g_dot = tl.load(g_dot_sums + plane, mask=exists, other=0.0) / -AREA
+        gx_dot = tl.load(gx_dot_sums + plane, mask=exists, other=0.0) / -AREA
+        inner, inner_dot = r * weights, r * weights_dot + r_dot * weights
+        left = rounded(tl.where(one, g, gx * inner), PRECISION)
+        left_dot = rounded(tl.where(one, g_dot, gx_dot * inner + gx * inner_dot), PRECISION)
+        total = multiply(left, tl.trans(for_g), total, PRECISION)
+        total = multiply(left_dot, tl.trans(for_g_dot), total, PRECISION)
+    square = row[:, None] * ROWS + row[None, :]
+    tl.store(of_patch + image * (ROWS * ROWS) + square, rounded(total, PRECISION))
+
+
+@triton.jit(do_not_specialize=["images"])
+def _patch_cotangents(
+    gp,
+    gp_dot,
+    xhat,
+    gamma,
+    beta,
+    a,
+    mean,
+    of_g,
+    of_g_dot,
+    of_patch,
+    patches,
+    gamma_stride,
+    beta_stride,
+    images,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     CIN: tl.constexpr,
@@ -71,49 +113,35 @@ def _patch_cotangents(
     image = (tl.program_id(0) // blocks).to(tl.int64)
     start = tl.program_id(0) % blocks * PIXELS
     student = image // images
-    row = tl.arange(0, ROWS)
-    one = (row == 9 * CIN)[:, None]
-    own = image * parts * CHANNELS
-    w += student * w_stride
-    w_dot += student * w_dot_stride
-    tensors = (gp, gp_dot, xhat, xhat, rstd, rstd_dot, gamma, gamma_dot, beta)
-    strides = (gamma_stride, gamma_dot_stride, beta_stride)
+    row = tl.arange(0, ROWS)[None, :]
+    pooled_plane = image * ((HEIGHT // 2) * (WIDTH // 2) * CHANNELS)
+    xhat += image * (AREA * CHANNELS)
+    planes = (gp + pooled_plane, gp_dot + pooled_plane, xhat, xhat)
+    gamma += student * gamma_stride
+    beta += student * beta_stride
+    of_g += image * (ROWS * CHANNELS)
+    of_g_dot += image * (ROWS * CHANNELS)
 
-    found = tl.zeros((PIXELS, ROWS), tl.float32)
-    of_patch = tl.zeros((ROWS, ROWS), tl.float32)  # what is left when those of g are gone
-    for first in range(0, CHANNELS, COLUMNS):
-        c = (first + tl.arange(0, COLUMNS))[None, :]
-        planes, statistics = image_of(
-            tensors, strides, image, student, c, HEIGHT, WIDTH, CHANNELS, True
-        )
-        scale, scale_dot, r, r_dot, shift = statistics
-        _, _, g, g_dot = read(planes, scale, shift, start, c, HEIGHT, WIDTH, CHANNELS, PIXELS, True)
-        weights = weights_of(w, row, c, CIN, CHANNELS)
-        weights_dot = weights_of(w_dot, row, c, CIN, CHANNELS)
-        of_g = r * scale * weights_dot + (r_dot * scale + r * scale_dot) * weights
-        of_g = tl.trans(rounded(of_g, PRECISION))
-        of_g_dot = tl.trans(rounded(r * scale * weights, PRECISION))
-        found = multiply(rounded(g, PRECISION), of_g, found, PRECISION)
-        found = multiply(rounded(g_dot, PRECISION), of_g_dot, found, PRECISION)
-
-        g_mean = _mean(g_parts + own, parts, c, AREA, CHANNELS, COLUMNS)
-        gx_mean = _mean(gx_parts + own, parts, c, AREA, CHANNELS, COLUMNS)
-        g_dot_mean = _mean(g_dot_parts + own, parts, c, AREA, CHANNELS, COLUMNS)
-        gx_dot_mean = _mean(gx_dot_parts + own, parts, c, AREA, CHANNELS, COLUMNS)
-        inner_dot = r * weights_dot + r_dot * weights
-        left = tl.where(one, g_mean, gx_mean * r * weights)
-        left_dot = tl.where(one, g_dot_mean, gx_dot_mean * r * weights + gx_mean * inner_dot)
-        of_patch = multiply(rounded(left, PRECISION), of_g, of_patch, PRECISION)
-        of_patch = multiply(rounded(left_dot, PRECISION), of_g_dot, of_patch, PRECISION)
-
-    centre = tl.load(mean + image * ROWS + row)
+    centre = tl.load(mean + image * ROWS + tl.arange(0, ROWS))
     pixel = start + tl.arange(0, PIXELS)
     a += image * (AREA * CIN)
     patch = rounded(patches_and_one(a, pixel, centre, HEIGHT, WIDTH, CIN, ROWS), PRECISION)
-    found = multiply(patch, rounded(-of_patch, PRECISION), found, PRECISION)
+    square = tl.arange(0, ROWS)[:, None] * ROWS + row
+    factor = tl.load(of_patch + image * (ROWS * ROWS) + square)
+    found = multiply(patch, factor, tl.zeros((PIXELS, ROWS), tl.float32), PRECISION)
+    for first in range(0, CHANNELS, COLUMNS):
+        c = (first + tl.arange(0, COLUMNS))[None, :]
+        scale = tl.load(gamma + c, mask=c < CHANNELS, other=0.0)
+        shift = tl.load(beta + c, mask=c < CHANNELS, other=0.0)
+        _, _, g, g_dot = read(planes, scale, shift, start, c, HEIGHT, WIDTH, CHANNELS, PIXELS, True)
+        down = (first + tl.arange(0, COLUMNS))[:, None]
+        at = row * CHANNELS + down
+        factor_g = tl.load(of_g + at, mask=down < CHANNELS, other=0.0)
+        factor_g_dot = tl.load(of_g_dot + at, mask=down < CHANNELS, other=0.0)
+        found = multiply(rounded(g, PRECISION), factor_g, found, PRECISION)
+        found = multiply(rounded(g_dot, PRECISION), factor_g_dot, found, PRECISION)
     patches += image * (AREA * ROWS)
-    place = patches + pixel[:, None] * ROWS + row[None, :]
-    tl.store(place, found, mask=(pixel < AREA)[:, None])
+    tl.store(patches + pixel[:, None] * ROWS + row, found, mask=(pixel < AREA)[:, None])
 
 
 def image_tangent(
@@ -126,7 +154,7 @@ def image_tangent(
     xhat: Tensor,
     rstd: Tensor,
     tangent: Tangent,
-    sums: Parts,
+    sums: Gradients,
     ga_dot: Tensor,
     precision: str,
 ) -> None:
@@ -147,48 +175,75 @@ def image_tangent(
         precision: of :mod:`fastmtt.kernels.precision`.
     """
     students, images, height, width, cin = a.shape
-    channels, area, rows = xhat.shape[-1], height * width, rows_of(cin)
-    patches = a.new_empty(students * images, 1, area, rows)
+    channels, area, rows, count = xhat.shape[-1], height * width, rows_of(cin), students * images
+    common: dict[str, Any] = {
+        "CIN": cin,
+        "CHANNELS": channels,
+        "PRECISION": precision,
+        "ROWS": rows,
+    }
+    factors = (
+        a.new_empty(count, rows, channels),
+        a.new_empty(count, rows, channels),
+        a.new_empty(count, rows, rows),
+    )
+    _factors[(count,)](
+        rstd,
+        tangent.rstd,
+        gamma,
+        tangent.gamma,
+        w,
+        tangent.w,
+        *sums.of_norm,
+        *sums.norm,
+        *factors,
+        *(t.stride(0) for t in (gamma, tangent.gamma, w, tangent.w)),
+        images,
+        AREA=area,
+        COLUMNS=_columns(channels),
+        **common,
+        **_ONCE.launch,
+    )
+    patches = a.new_empty(count, 1, area, rows)
 
     def run(config: Config) -> None:
-        _patch_cotangents[(students * images * triton.cdiv(area, config.sizes["PIXELS"]),)](
+        _patch_cotangents[(count * triton.cdiv(area, config.sizes["PIXELS"]),)](
             gp,
             tangent.gp,
             xhat,
-            rstd,
-            tangent.rstd,
             gamma,
-            tangent.gamma,
             beta,
             a,
             mean,
-            w,
-            tangent.w,
-            *sums.of_norm,
-            *sums.norm,
+            *factors,
             patches,
-            *(t.stride(0) for t in (gamma, tangent.gamma, beta, w, tangent.w)),
+            gamma.stride(0),
+            beta.stride(0),
             images,
-            sums.w.shape[1] // images,
             HEIGHT=height,
             WIDTH=width,
-            CIN=cin,
-            CHANNELS=channels,
-            PRECISION=precision,
-            ROWS=rows,
+            **common,
             **config.launch,
         )
 
-    key = (students * images, height, width, cin, channels, precision)
+    key = (count, height, width, cin, channels, precision)
     run(choose("image_tangent", key, configs(channels), run))
     fold(patches, ga_dot)
+
+
+_ONCE = Config(stages=1)
+
+
+def _columns(channels: int) -> int:
+    """Channels of which factors are made at once."""
+    return min(32, max(16, triton.next_power_of_2(channels)))
 
 
 def configs(channels: int) -> list[Config]:
     """Pixels of a program, and channels it takes at once."""
     most = max(16, triton.next_power_of_2(channels))
     found: dict[str, Config] = {}
-    shapes = ((128, 32, 4), (64, 64, 4), (128, 64, 8), (64, 32, 4), (256, 32, 8))
+    shapes = ((128, 32, 8), (64, 64, 8), (64, 32, 4), (128, 64, 8), (32, 64, 4))
     for pixels, columns, warps in shapes:
         config = Config({"PIXELS": pixels, "COLUMNS": min(columns, most)}, warps, 1)
         found.setdefault(str(config), config)
@@ -197,12 +252,17 @@ def configs(channels: int) -> list[Config]:
 
 def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Config]]:
     """What the standard ConvNet launches: name, kernel, signature, constants, configuration."""
-    constants: dict[str, Any] = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "ROWS": rows_of(3)}
-    constants |= {"CHANNELS": 128, "PRECISION": "tf32"}
-    integers = ("images", "parts")
-    signature = {
-        name: "i32" if name.endswith("stride") or name in integers else "*fp32"
-        for name in _patch_cotangents.arg_names
-    }
+    sizes: dict[str, Any] = {"CIN": 3, "CHANNELS": 128, "ROWS": rows_of(3), "PRECISION": "tf32"}
+
+    def signature(kernel: Any) -> dict[str, str]:
+        return {
+            name: "i32" if name.endswith("stride") or name == "images" else "*fp32"
+            for name in kernel.arg_names
+        }
+
+    constants = sizes | {"AREA": 1024, "COLUMNS": _columns(128)}
+    yield "factors tf32", _factors, signature(_factors), constants, _ONCE
+    constants = sizes | {"HEIGHT": 32, "WIDTH": 32}
     for config in configs(128):
-        yield "patch cotangents tf32", _patch_cotangents, signature, constants, config
+        kernel = _patch_cotangents
+        yield "patch cotangents tf32", kernel, signature(kernel), constants, config
