@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from bench.gpu import (
     ceilings,
+    gains,
     launches,
     matching,
     passes,
@@ -30,7 +31,8 @@ SHARES = {"tests": 60, "ops": 150, "match": 220, "buffer": 45, "eval": 35, "real
 ALL = ("tests", "ops", "match", "buffer", "eval")  # without the one that needs minutes by itself
 LIMIT = 500.0  # seconds; what installs comes before
 WARMING = 80.0
-VECTORS, PASSES, LAUNCHES, SANITIZING = 0.15, 0.15, 0.15, 0.25  # shares of section ops
+# shares of section ops
+VECTORS, PASSES, LAUNCHES, GAINS, SANITIZING = 0.15, 0.15, 0.15, 0.15, 0.2
 LEAST = 12.0  # seconds of a contender; a process takes some to begin
 
 
@@ -39,7 +41,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace, results: Results) -> None:
         self.arguments, self.results = arguments, results
-        self._warmed = False
+        self._warmed: set[str] = set()
 
     def tests(self, seconds: float) -> Iterator[Row]:
         """The tests that need a GPU."""
@@ -51,6 +53,7 @@ class Bench:
         yield from self._ready(end)
         yield from processes.run(vectors.measure, VECTORS * seconds, peaks=self._peaks())
         yield from processes.run(launches.measure, LAUNCHES * seconds)
+        yield from processes.run(gains.measure, GAINS * seconds)
         layers = ["16x16", "8x8", "32x32x3"]  # by what they cost a step
         given = {"layers": layers, "peaks": self._peaks()}
         yield from processes.run(passes.measure, PASSES * seconds, **given)
@@ -65,10 +68,10 @@ class Bench:
     def match(self, seconds: float) -> Iterator[Row]:
         """A matching iteration by every contender."""
         end = time.monotonic() + seconds
-        yield from self._ready(end, (dev.FASTEST, "bf16"))
-        peaks = self._peaks()
         with TemporaryDirectory() as folder:
             for name, precision, most in matching.schedule():
+                yield from self._ready(end, (precision,))
+                peaks = self._peaks()
                 row = {"contender": name, "precision": precision}
                 left = end - time.monotonic()
                 if left < LEAST:
@@ -107,12 +110,12 @@ class Bench:
         return None if images is None else str(images.resolve())
 
     def _ready(self, end: float, precisions: Sequence[str] = dev.PRECISIONS) -> Iterator[Row]:
-        """Measure the ceilings and compile, once."""
+        """Measure the ceilings and compile, each once."""
         if not self._peaks():
             yield from processes.run(ceilings.measure, max(end - time.monotonic(), 1))
-        if not self._warmed:
-            self._warmed = True
-            yield from warm(min(WARMING, max(end - time.monotonic(), 1) / 2), precisions)
+        if missing := [name for name in precisions if name not in self._warmed]:
+            self._warmed.update(missing)
+            yield from warm(min(WARMING, max(end - time.monotonic(), 1) / 2), missing)
 
     def _peaks(self) -> dict[str, float]:
         return ceilings.by_precision(self.results.rows)

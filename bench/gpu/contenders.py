@@ -57,7 +57,7 @@ def contender(
     inputs = (p.start, p.target, p.images, p.labels, p.lr, p.indices)
     torch.backends.cudnn.allow_tf32 = size.precision != "fp32"  # bf16 leaves our first layer out
     if name in OURS:
-        return _ours(name, problem, segments)
+        return ours(name, problem, segments)
     if segments != 1:
         raise ValueError(f"{name} matches one segment at a time, got {segments}")
     if name == "jax":
@@ -135,7 +135,10 @@ def match_tesla(
     return Gradients(distance.detach(), g_images, -(total @ end).detach())
 
 
-def _ours(name: str, problem: Problem, segments: int) -> Callable[[], Gradients]:
+def ours(
+    name: str, problem: Problem, segments: int = 1, augment: fastmtt.DSA | None = None
+) -> Callable[[], Gradients]:
+    """As :func:`contender` of one of :data:`OURS`, on augmented images where asked for."""
     size, (backend, graph, memory) = problem.size, OURS[name]
     net = make_network(
         f"ConvNetD{DEPTH}W{size.width}", image_shape=(CHANNELS, IMAGE, IMAGE), classes=CLASSES
@@ -145,6 +148,7 @@ def _ours(name: str, problem: Problem, segments: int) -> Callable[[], Gradients]
     matcher = fastmtt.TrajectoryMatcher(
         net.to(DEVICE),
         steps=size.steps,
+        augment=augment,
         precision=precision,
         backend=backend if ON_GPU or backend == "reference" else None,
         graph=graph,
