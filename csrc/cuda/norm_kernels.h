@@ -15,145 +15,173 @@ constexpr double kEps = 1e-5;
 
 // z is read before xhat is written, pixel by pixel, so that they may be the same memory; z_dot and
 // xhat_dot too. A tangent's z may be the normalised one already, with its rstd.
+//
+// Mean and variance take one pass, and are as exact as of two. Each thread sums its pixels less a
+// shift, the mean of its first window, and their squares: few numbers, and large only if a pixel of
+// that window lies far off, which then makes the plane's variance as large. In double, in which no
+// float32 is lost, the threads' sums become sums less the first thread's shift.
 template <typename T, bool kTangent, bool kWhole>
 struct Norm {
-  static constexpr int kThreads = kPlaneThreads, kResident = kTangent ? 2 : 3, kStages = 1;
+  static constexpr int kThreads = kPlaneThreads, kStages = 1;
+  static constexpr int kResident = !kTangent ? 3 : sizeof(T) == 8 ? 1 : 2;  // float64 holds more
   static constexpr int kCount = kOwn<T>;
   using Own = T[kCount];
   using Part = cuda::Part<T, kWhole>;
   struct Values {
     Own z[4], z_dot[kTangent ? 4 : 1];
   };
+  enum { kShift, kSum, kSquares };                        // parts, while there is no mean
+  enum { kMean, kScale, kRstd, kDotMean, kCorrelation };  // results: xhat = (z - mean) scale
   struct Shared {
-    PlaneSums<T, kTangent ? 2 : 1> sums;
+    PlaneSums<T, 3, 2, kTangent ? 5 : 2> sums;
+    int pixels[kThreads];  // of a row
   };
   struct Thread {
     Values held[kHeld];
-    Own mean, scale, rstd;  // xhat = (z - mean) scale
   };
 
   FASTMTT_ANYWHERE int64_t items(Stage<0>) const { return planes.items(); }
 
   template <class Block>
   FASTMTT_BODY void run(Stage<0>, Block& block, int64_t item) const {
-    if (given) {
-      block.each([&](int thread, Thread& mine) {
-        const Part part(planes, item, thread);
-        part.fill(mine.held, reading(part));
-        part.load_statistic(known_rstd, mine.rstd);
-        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) mine.mean[i] = 0, mine.scale[i] = 1;
-      });
-    } else {
-      statistics(block, item);
+    Shared& shared = block.shared;
+    auto& sums = shared.sums;
+    const auto part = [&](int thread) { return Part(planes, item, thread); };
+    block.each([&](int thread, Thread& mine) { sum(part(thread), mine, shared); });
+    if (!given) {
+      sums.add(
+          block, planes, [&](int row, int column, auto& sum) { gather(shared, row, column, sum); },
+          [&](int thread, auto&, const auto& sum) { finish(part(thread), sums, sum); });
     }
-    if constexpr (kTangent) correlate(block, item);
-    block.each([&](int thread, Thread& mine) {
-      write(Part(planes, item, thread), mine, block.shared);
-    });
+    if constexpr (kTangent) {
+      block.each([&](int thread, Thread& mine) { correlate(part(thread), mine, sums); });
+      sums.add(block, planes, sums.plain(planes), [&](int thread, auto&, const auto& sum) {
+        finish_tangent(part(thread), sums, sum);
+      });
+    }
+    block.each([&](int thread, Thread& mine) { write(part(thread), mine, sums); });
   }
 
  private:
-  // Reads a window of z, and of z_dot, which may be the sum of two.
+  using Sums = decltype(Shared::sums);
+
+  // Reads a window of z_dot, which may be the sum of two, and of z in the other's registers.
   FASTMTT_BODY auto reading(const Part& part) const {
-    return [this, &part](const Window& window, Values& values) {
-      part.load(part.in(z, planes.area()), window, values.z);
+    const T* from = part.in(z, planes.area());
+    const T *dots = part.in(z_dot, planes.area()), *more = part.in(z_dot_more, planes.area());
+    return [=](auto stage, const Window& window, Values& values) {
       if constexpr (kTangent) {
-        part.load(part.in(z_dot, planes.area()), window, values.z_dot);
-        if (z_dot_more.data == nullptr) return;
-        Own rest[4];
-        part.load(part.in(z_dot_more, planes.area()), window, rest);
+        if (stage == 0) part.load(dots, window, values.z_dot);
+        if (stage == 0 && more != nullptr) part.load(more, window, values.z);
         FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
           FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
-            values.z_dot[corner][i] += rest[corner][i];
+            if (stage == 1 && more != nullptr) values.z_dot[corner][i] += values.z[corner][i];
           }
         }
       }
+      if (stage == 1) part.load(from, window, values.z);
     };
   }
 
-  // First the mean, then the squares about it: no difference of large sums is taken.
-  template <class Block>
-  FASTMTT_BODY void statistics(Block& block, int64_t item) const {
-    auto& sums = block.shared.sums;
-    block.each([&](int thread, Thread& mine) {
-      const Part part(planes, item, thread);
-      const auto read = reading(part);
-      Own sum = {};
-      part.fill(mine.held, read);
-      part.visit(mine.held, read, [&](const Window&, const Values& values) {
-        for (const Own& z : values.z) {
-          FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) sum[i] += z[i];
+  FASTMTT_BODY void sum(const Part& part, Thread& mine, Shared& shared) const {
+    const auto read = reading(part);
+    part.fill(mine.held, read);
+    if (given) return take_known(part, shared.sums);
+    Own shift = {}, sum = {}, squares = {};
+    int pixels = 0;
+    part.visit(mine.held, read, [&](const Window& window, const Values& values) {
+      const T share = (window.below ? T(0.5) : T(1)) * (window.right ? T(0.5) : T(1));
+      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {  // beyond the plane all is zero
+        const T all = values.z[0][i] + values.z[1][i] + values.z[2][i] + values.z[3][i];
+        if (pixels == 0) shift[i] = share * all;
+      }
+      FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
+        if (!window.holds(corner)) continue;
+        ++pixels;
+        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
+          const T off = values.z[corner][i] - shift[i];
+          sum[i] += off;
+          squares[i] = std::fma(off, off, squares[i]);
         }
-      });
-      sums.put(0, thread, sum);
+      }
     });
-    sums.add(block, planes, 1);
-    block.each([&](int thread, Thread& mine) {
-      const Part part(planes, item, thread);
-      sums.means(0, planes, thread, mine.mean);
-      Own squares = {};
-      part.visit(mine.held, reading(part), [&](const Window& window, const Values& values) {
-        FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
-          if (!window.holds(corner)) continue;
-          FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
-            const T off = values.z[corner][i] - mine.mean[i];
-            squares[i] = std::fma(off, off, squares[i]);
-          }
-        }
-      });
-      sums.put(0, thread, squares);
-    });
-    sums.add(block, planes, 1);
-    block.each([&](int thread, Thread& mine) {
-      const Part part(planes, item, thread);
-      sums.means(0, planes, thread, mine.rstd);
-      for (T& r : mine.rstd) r = T(1) / std::sqrt(r + T(kEps));
-      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) mine.scale[i] = mine.rstd[i];
-      part.store_statistic(mine.rstd, rstd);
-    });
+    shared.sums.put(kShift, part.thread, shift);
+    shared.sums.put(kSum, part.thread, sum);
+    shared.sums.put(kSquares, part.thread, squares);
+    if (planes.lane(part.thread) == 0) shared.pixels[planes.row(part.thread)] = pixels;
   }
 
-  // Means of z_dot and of xhat z_dot.
-  template <class Block>
-  FASTMTT_BODY void correlate(Block& block, int64_t item) const {
-    auto& sums = block.shared.sums;
-    block.each([&](int thread, Thread& mine) {
-      const Part part(planes, item, thread);
-      Own all = {}, products = {};
-      part.visit(mine.held, reading(part), [&](const Window&, const Values& values) {
-        FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {  // beyond the plane all is zero
-          FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
-            const T dot = values.z_dot[corner][i];
-            all[i] += dot;
-            products[i] = std::fma(normalised(mine, values, corner, i), dot, products[i]);
-          }
+  FASTMTT_BODY void take_known(const Part& part, Sums& sums) const {
+    if (const T* place = part.sum_of(known_rstd)) {
+      sums.results[kMean][part.thread] = 0;
+      sums.results[kScale][part.thread] = 1;
+      sums.results[kRstd][part.thread] = *place;
+    }
+  }
+
+  // A row's pixels less the first row's shift, and their squares.
+  FASTMTT_BODY void gather(const Shared& shared, int row, int column, double (&sum)[2]) const {
+    const auto part = [&](int k, int row) { return shared.sums.part(k, planes, row, column); };
+    const double shift = part(kShift, row) - part(kShift, 0), count = shared.pixels[row];
+    const double own = part(kSum, row);
+    sum[0] += std::fma(count, shift, own);
+    sum[1] += std::fma(shift, std::fma(count, shift, 2 * own), part(kSquares, row));
+  }
+
+  FASTMTT_BODY void finish(const Part& part, Sums& sums, const double (&sum)[2]) const {
+    const double mean = sum[0] * planes.inverse_area;
+    const double variance = std::fma(-mean, mean, sum[1] * planes.inverse_area);
+    const T r = T(1) / std::sqrt(T(variance < 0 ? 0 : variance) + T(kEps));
+    sums.results[kMean][part.thread] = T(sums.part(kShift, planes, 0, part.thread) + mean);
+    sums.results[kScale][part.thread] = r;
+    if constexpr (kTangent) sums.results[kRstd][part.thread] = r;
+    if (T* place = part.sum_of(rstd)) *place = r;
+  }
+
+  // Sums of z_dot and of xhat z_dot; of xhat, so that no bit depends on whether it was given.
+  FASTMTT_BODY void correlate(const Part& part, Thread& mine, Sums& sums) const {
+    Own mean, scale, all = {}, products = {};
+    sums.result(kMean, planes, part.thread, mean);
+    sums.result(kScale, planes, part.thread, scale);
+    part.visit(mine.held, reading(part), [&](const Window&, const Values& values) {
+      FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {  // beyond the plane all is zero
+        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
+          const T x = (values.z[corner][i] - mean[i]) * scale[i], dot = values.z_dot[corner][i];
+          all[i] += dot;
+          products[i] = std::fma(x, dot, products[i]);
         }
-      });
-      sums.put(0, thread, all);
-      sums.put(1, thread, products);
+      }
     });
-    sums.add(block, planes);
+    sums.put(0, part.thread, all);
+    sums.put(1, part.thread, products);
   }
 
-  static FASTMTT_BODY T normalised(const Thread& mine, const Values& values, int corner, int i) {
-    return (values.z[corner][i] - mine.mean[i]) * mine.scale[i];
+  FASTMTT_BODY void finish_tangent(const Part& part, Sums& sums, const double (&sum)[2]) const {
+    const T r = sums.results[kRstd][part.thread], correlation = T(sum[1] * planes.inverse_area);
+    sums.results[kDotMean][part.thread] = T(sum[0] * planes.inverse_area);
+    sums.results[kCorrelation][part.thread] = correlation;
+    if (T* place = part.sum_of(rstd_dot)) *place = -r * r * correlation;
   }
 
-  FASTMTT_BODY void write(const Part& part, Thread& mine, const Shared& shared) const {
+  FASTMTT_BODY void write(const Part& part, Thread& mine, const Sums& sums) const {
     T *xhats = part.in(xhat, planes.area()), *ps = part.in(p, planes.pools());
-    Own g, b;
+    Own g, b, mean, scale;
     part.load_parameter(gamma, g);
     part.load_parameter(beta, b);
-    const Tangent tangent(*this, part, mine, shared);
+    sums.result(kMean, planes, part.thread, mean);
+    sums.result(kScale, planes, part.thread, scale);
+    const Tangent tangent(*this, part, sums);
     part.visit(mine.held, reading(part), [&](const Window& window, const Values& values) {
       Own sum = {}, sum_dot = {};
       FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
         if (!window.holds(corner)) continue;
         Own x, n_dot;
-        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) x[i] = normalised(mine, values, corner, i);
-        if (xhats != nullptr) part.store(x, xhats, window.pixel(corner));
+        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
+          x[i] = (values.z[corner][i] - mean[i]) * scale[i];
+        }
+        if (xhats != nullptr) part.store(x, xhats + part.corner(window, corner));
         if constexpr (kTangent) {
-          tangent.move(part, values.z_dot[corner], x, g, window.pixel(corner), n_dot);
+          tangent.move(part, values.z_dot[corner], x, g, part.corner(window, corner), n_dot);
         }
         FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
           const T n = affine(x[i], g[i], b[i]);
@@ -164,27 +192,21 @@ struct Norm {
       }
       if (!window.holds(3)) return;  // cut by an edge: no pool
       for (T& s : sum) s *= T(0.25);
-      part.store(sum, ps, window.pooled);
+      part.store(sum, ps + part.pooled(window));
       if constexpr (kTangent) {
         for (T& s : sum_dot) s *= T(0.25);
-        part.store(sum_dot, tangent.p_dots, window.pooled);
+        part.store(sum_dot, tangent.p_dots + part.pooled(window));
       }
     });
   }
 
   // What the tangent adds to the writing of a thread's part.
   struct Tangent {
-    FASTMTT_BODY Tangent(
-        const Norm& norm, const Part& part, const Thread& mine, const Shared& shared) {
+    FASTMTT_BODY Tangent(const Norm& norm, const Part& part, const Sums& sums) {
       if constexpr (kTangent) {
-        shared.sums.means(0, norm.planes, part.thread, mean);
-        shared.sums.means(1, norm.planes, part.thread, correlation);
-        Own rstd_dot;
-        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
-          rstd[i] = mine.rstd[i];
-          rstd_dot[i] = -rstd[i] * rstd[i] * correlation[i];
-        }
-        part.store_statistic(rstd_dot, norm.rstd_dot);
+        sums.result(kRstd, norm.planes, part.thread, rstd);
+        sums.result(kDotMean, norm.planes, part.thread, mean);
+        sums.result(kCorrelation, norm.planes, part.thread, correlation);
         xhat_dots = part.in(norm.xhat_dot, norm.planes.area());
         p_dots = part.in(norm.p_dot, norm.planes.pools());
         part.load_parameter(norm.gamma_dot, gamma_dot);
@@ -193,14 +215,14 @@ struct Norm {
     }
     // A pixel's xhat_dot, and from it that of the affine output.
     FASTMTT_BODY void move(
-        const Part& part, const Own& z_dot, const Own& x, const Own& gamma, int pixel,
+        const Part& part, const Own& z_dot, const Own& x, const Own& gamma, int at,
         Own& n_dot) const {
       Own x_dot;
       FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
         x_dot[i] = rstd[i] * std::fma(-x[i], correlation[i], z_dot[i] - mean[i]);
         n_dot[i] = std::fma(x_dot[i], gamma[i], std::fma(x[i], gamma_dot[i], beta_dot[i]));
       }
-      part.store(x_dot, xhat_dots, pixel);
+      part.store(x_dot, xhat_dots + at);
     }
 
     Own mean, correlation, rstd, gamma_dot, beta_dot;

@@ -2,11 +2,12 @@
 //
 // Images are [H,W,C]. Threads side by side take a few neighbouring channels each; rows of threads
 // take the pool's 2x2 windows in turn, those too that an odd edge cuts. Planes of few windows stay
-// in registers, so that they are read once; others are read again for every sum. Which thread
-// takes what, and the order of all sums, follow from one image's sizes.
+// in registers, so that they are read once; others are read again once their sums are known. Which
+// thread takes what, and the order of all sums, follow from one image's sizes.
 
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -15,8 +16,10 @@
 
 namespace fastmtt::cuda {
 
-// Bytes of a pixel that a thread takes: with 16 its sums and parameters crowd out what it holds.
-constexpr int kBeside = 8, kPlaneThreads = 256;
+// Bytes of a pixel that a thread takes, and an item at least: memory gives no less than these. With
+// 16 a thread's sums and parameters crowd out what it holds.
+constexpr int kBeside = 8, kLeast = 32;
+constexpr int kPlaneThreads = 256;
 constexpr int kHeld = 4;  // windows that a thread keeps
 
 template <typename T>
@@ -27,16 +30,15 @@ struct Window {
   FASTMTT_BODY bool holds(int corner) const {
     return (corner / 2 == 0 || below) && (corner % 2 == 0 || right);
   }
-  FASTMTT_BODY int pixel(int corner) const { return first + corner / 2 * width + corner % 2; }
 
-  int first, pooled, width;
+  int y, x;           // in the pool's grid
   bool below, right;  // whether the plane goes on there
 };
 
 template <typename T>
 struct Planes {
-  // Side by side enough for a row to have two windows, but 32 bytes of a pixel at the least: memory
-  // gives no less. All images are `aligned` if they begin at multiples of kBeside bytes.
+  // Side by side enough for a thread to have kHeld windows. All images are `aligned` if they begin
+  // at multiples of kBeside bytes.
   Planes(
       int64_t students, int64_t batch, int64_t height, int64_t width, int64_t channels,
       bool aligned)
@@ -45,25 +47,39 @@ struct Planes {
         height(static_cast<int>(height)),
         width(static_cast<int>(width)),
         channels(static_cast<int>(channels)),
-        together(aligned && channels % kOwn<T> == 0) {
-    while (lanes < kMostLanes && 2 * rows() > windows() && group() < channels) lanes *= 2;
+        together(aligned && channels % kOwn<T> == 0),
+        inverse_area(1.0 / double(height * width)) {
+    const auto wider = [&] { return kHeld * rows() > windows() && group() < channels; };
+    while (group() < kMostChannels && wider()) ++lanes_log;
+    groups = static_cast<int>(pieces_of(channels, group()));
+    down_step = rows() / across();
+    right_step = rows() % across();
   }
 
-  FASTMTT_ANYWHERE int rows() const { return kPlaneThreads / lanes; }
-  bool whole() const { return windows() <= kHeld * rows(); }  // whether registers hold a plane
+  FASTMTT_ANYWHERE int rows() const { return kPlaneThreads >> lanes_log; }
+  FASTMTT_BODY int row(int thread) const { return thread >> lanes_log; }
+  FASTMTT_BODY int lane(int thread) const { return thread & ((1 << lanes_log) - 1); }
+  // Whether registers hold the planes: where no edge or channel is an exception, so that nothing
+  // is asked at each pixel; else instructions, and not memory, would set the pace.
+  bool whole() const {
+    return together && height % 2 == 0 && width % 2 == 0 && windows() <= kHeld * rows();
+  }
   FASTMTT_ANYWHERE int across() const { return (width + 1) / 2; }
-  FASTMTT_ANYWHERE int windows() const { return (height + 1) / 2 * across(); }
+  FASTMTT_ANYWHERE int down() const { return (height + 1) / 2; }
+  FASTMTT_ANYWHERE int windows() const { return down() * across(); }
   FASTMTT_ANYWHERE int64_t area() const { return int64_t(height) * width; }
   FASTMTT_ANYWHERE int64_t pools() const { return int64_t(height / 2) * (width / 2); }
-  FASTMTT_ANYWHERE int group() const { return lanes * kOwn<T>; }  // channels of an item
-  FASTMTT_ANYWHERE int64_t items() const {
-    return students * batch * pieces_of(channels, group());
-  }
+  FASTMTT_ANYWHERE int group() const { return kOwn<T> << lanes_log; }  // channels of an item
+  FASTMTT_ANYWHERE int64_t items() const { return students * batch * groups; }
 
-  static constexpr int kMostLanes = 64, kMostChannels = kMostLanes * kOwn<T>;
+  static constexpr int kMostChannels = kPlaneThreads;  // of an item: a sum for each thread
   int64_t students, batch;
-  int height, width, channels, lanes = 32 / kBeside;
-  bool together;  // whether a thread's can be loaded as one
+  int height, width, channels;
+  int lanes_log = std::bit_width(unsigned(kLeast / kBeside)) - 1;  // of threads side by side
+  int groups;                                                       // items of an image
+  int down_step, right_step;  // from a thread's window to its next: a thread divides but once
+  bool together;              // whether a thread's channels can be loaded as one
+  double inverse_area;
 };
 
 // What a thread has of an item: some of an image's channels, which may not all exist. kWhole if its
@@ -74,10 +90,11 @@ struct Part {
 
   FASTMTT_BODY Part(const Planes<T>& of, int64_t item, int thread) : of(of), thread(thread) {
     const auto place = static_cast<uint32_t>(item);  // of fewer than memory could hold
-    const uint32_t groups = pieces_of(of.channels, of.group());
-    channel = place % groups * of.group() + thread % of.lanes * kOwn<T>;
-    image = place / groups % static_cast<uint32_t>(of.batch);
-    student = place / groups / static_cast<uint32_t>(of.batch);
+    const uint32_t groups = of.groups, batch = static_cast<uint32_t>(of.batch);
+    first = place % groups * of.group();
+    channel = first + of.lane(thread) * kOwn<T>;
+    image = place / groups % batch;
+    student = place / groups / batch;
   }
 
   // Its channels of the image's first pixel in a tensor [S,B,pixels,C], or null as the tensor.
@@ -87,25 +104,32 @@ struct Part {
                ? nullptr
                : tensor[student] + image * pixels * of.channels + channel;
   }
-  FASTMTT_BODY void load(const T* first, int pixel, Own& to) const {
-    const T* from = first + pixel * of.channels;
-    if (of.together) return cuda::load<kOwn<T>>(from, to);
+  FASTMTT_BODY void load(const T* from, Own& to) const {
+    if (kWhole || of.together) return cuda::load<kOwn<T>>(from, to);
     load_some(from, to);
   }
-  FASTMTT_BODY void store(const Own& from, T* first, int pixel) const {
-    T* to = first + pixel * of.channels;
-    if (of.together) return cuda::store<kOwn<T>>(from, to);
+  FASTMTT_BODY void store(const Own& from, T* to) const {
+    if (kWhole || of.together) return cuda::store<kOwn<T>>(from, to);
     store_some(from, to);
   }
-  // Of statistics [S,B,C] and parameters [S,C], where students may begin anywhere.
-  FASTMTT_BODY void load_statistic(const Students<const T>& statistic, Own& to) const {
-    load_some(in(statistic, 1), to);
+  // Where a window's corner, or its pool, is from the image's first pixel on.
+  FASTMTT_BODY int corner(const Window& window, int k) const {
+    return (window.y * of.width + window.x) * (2 * of.channels) +
+           (k / 2 * of.width + k % 2) * of.channels;
   }
+  FASTMTT_BODY int pooled(const Window& window) const {
+    return (window.y * (of.width / 2) + window.x) * of.channels;
+  }
+  // Of parameters [S,C], where students may begin anywhere.
   FASTMTT_BODY void load_parameter(const Students<const T>& parameter, Own& to) const {
     load_some(parameter[student] + channel, to);
   }
-  FASTMTT_BODY void store_statistic(const Own& from, const Students<T>& statistic) const {
-    if (thread < of.lanes) store_some(from, in(statistic, 1));
+  // Of a statistic [S,B,C], the place of the item's channel that `thread` sums, or null: none.
+  template <typename U>
+  FASTMTT_BODY U* sum_of(const Students<U>& statistic) const {
+    const bool has = statistic.data != nullptr && thread < of.group() &&
+                     first + thread < of.channels;
+    return has ? statistic[student] + int64_t(image) * of.channels + first + thread : nullptr;
   }
   FASTMTT_BODY void load_some(const T* from, Own& to) const {
     FASTMTT_UNROLL for (int i = 0; i < kOwn<T>; ++i) {
@@ -119,93 +143,111 @@ struct Part {
   }
   // A window's four pixels; zero beyond the plane.
   FASTMTT_BODY void load(const T* first, const Window& window, Own (&to)[4]) const {
-    FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
-      for (T& value : to[corner]) value = 0;
-      if (window.holds(corner)) load(first, window.pixel(corner), to[corner]);
+    FASTMTT_UNROLL for (int k = 0; k < 4; ++k) {
+      for (T& value : to[k]) value = 0;
+      if (window.holds(k)) load(first + corner(window, k), to[k]);
     }
   }
 
-  // work(window, values) for the thread's windows: held, or read(window, values) once more.
+  // work(window, values) for the thread's windows: held, or read once more. read(Stage<k>, window,
+  // values), k = 0 and 1, is for all windows before the next: what 0 loads, 1 may wait for.
   template <class Values, class Read, class Work>
   FASTMTT_BODY void visit(Values (&held)[kHeld], const Read& read, const Work& work) const {
     if constexpr (kWhole) {
-      FASTMTT_UNROLL for (int turn = 0; turn < kHeld; ++turn) {
-        if (has(turn)) work(window(turn), held[turn]);
-      }
+      each_held(held, work);
     } else {
-      for (int turn = 0; has(turn); ++turn) {
+      for (Window window = begin(); has(window); advance(window)) {
         Values values;
-        read(window(turn), values);
-        work(window(turn), values);
+        for_stages<2>([&](auto stage) { read(stage, window, values); });
+        work(window, values);
       }
     }
   }
   template <class Values, class Read>
   FASTMTT_BODY void fill(Values (&held)[kHeld], const Read& read) const {
-    FASTMTT_UNROLL for (int turn = 0; turn < (kWhole ? kHeld : 0); ++turn) {
-      if (has(turn)) read(window(turn), held[turn]);
+    for_stages<kWhole ? 2 : 0>([&](auto stage) {
+      each_held(held, [&](const Window& window, Values& values) { read(stage, window, values); });
+    });
+  }
+  template <class Values, class Work>
+  FASTMTT_BODY void each_held(Values (&held)[kHeld], const Work& work) const {
+    Window window = begin();
+    FASTMTT_UNROLL for (int turn = 0; turn < kHeld; ++turn) {
+      if (has(window)) work(window, held[turn]);
+      advance(window);
     }
   }
-  FASTMTT_BODY int number(int turn) const { return thread / of.lanes + turn * of.rows(); }
-  FASTMTT_BODY bool has(int turn) const {
-    return channel < of.channels && number(turn) < of.windows();
+
+  FASTMTT_BODY bool has(const Window& window) const {
+    return channel < of.channels && window.y < of.down();
   }
-  FASTMTT_BODY Window window(int turn) const {
-    const int y = number(turn) / of.across() * 2, x = number(turn) % of.across() * 2;
-    return {y * of.width + x, y / 2 * (of.width / 2) + x / 2, of.width, y + 1 < of.height,
-            x + 1 < of.width};
+  FASTMTT_BODY Window begin() const {
+    const auto row = static_cast<unsigned>(of.row(thread)), across = unsigned(of.across());
+    return at(row / across, row % across);
+  }
+  FASTMTT_BODY void advance(Window& window) const {
+    const int x = window.x + of.right_step, y = window.y + of.down_step;
+    window = x < of.across() ? at(y, x) : at(y + 1, x - of.across());
+  }
+  FASTMTT_BODY Window at(int y, int x) const {
+    return {y, x, kWhole || 2 * y + 1 < of.height, kWhole || 2 * x + 1 < of.width};
   }
 
   const Planes<T>& of;
-  int thread, channel, student, image;
+  int thread, first, channel, student, image;  // first: the item's first channel
 };
 
-// Sums over an item's planes of what its threads have; among what a block shares.
-template <typename T, int kSums>
+// Sums over an item's planes of what its threads have, `kParts` numbers a channel, among what a
+// block shares; `kResults` numbers a channel come of them.
+template <typename T, int kParts, int kSums, int kResults>
 struct PlaneSums {
-  static constexpr int kMost = kSums * Planes<T>::kMostChannels;
+  using Own = T[kOwn<T>];
 
-  FASTMTT_BODY void put(int k, int thread, const T (&values)[kOwn<T>]) {
+  FASTMTT_BODY void put(int k, int thread, const Own& values) {
     store<kOwn<T>>(values, parts[k] + thread * kOwn<T>);
   }
+  FASTMTT_BODY double part(int k, const Planes<T>& of, int row, int column) const {
+    return parts[k][row * of.group() + column];
+  }
 
-  // Adds up the first `count` sums, each in an order that has nothing to do with their number: in a
-  // tangent the primal's have the primal's bits.
-  template <class Block>
-  FASTMTT_BODY void add(Block& block, const Planes<T>& of, int count = kSums) {
-    const int group = of.group(), columns = count * group;
-    const int shares = 4 * group < kPlaneThreads ? kPlaneThreads / (4 * group) : 1;
+  // gather(row, column, sums) adds what a row has of a channel; finish(column, mine, sums) takes
+  // the channel's sums.
+  template <class Block, class Gather, class Finish>
+  FASTMTT_BODY void add(
+      Block& block, const Planes<T>& of, const Gather& gather, const Finish& finish) {
     block.each([&](int thread, auto&) {
-      for (int n = thread; n < columns * shares; n += kPlaneThreads) {
-        const int column = n % columns, share = n / columns;
-        double sum = 0;
-        for (int row = share; row < of.rows(); row += shares) {
-          sum += double(parts[column / group][row * group + column % group]);
-        }
-        halfway[n] = sum;
+      const int share = of.row(thread) / kOwn<T>, column = thread - share * of.group();
+      double sums[kSums] = {};
+      FASTMTT_UNROLL for (int row = 0; row < kOwn<T>; ++row) {
+        gather(share * kOwn<T> + row, column, sums);
       }
+      FASTMTT_UNROLL for (int k = 0; k < kSums; ++k) halfway[k][thread] = sums[k];
     });
-    block.each([&](int thread, auto&) {
-      for (int column = thread; column < columns; column += kPlaneThreads) {
-        double sum = 0;
-        for (int share = 0; share < shares; ++share) sum += halfway[share * columns + column];
-        sums[column] = sum;
+    block.each([&](int thread, auto& mine) {
+      if (thread >= of.group()) return;
+      double sums[kSums] = {};
+      for (int n = thread; n < kPlaneThreads; n += of.group()) {
+        FASTMTT_UNROLL for (int k = 0; k < kSums; ++k) sums[k] += halfway[k][n];
       }
+      finish(thread, mine, sums);
     });
   }
 
-  FASTMTT_BODY double sum(int k, const Planes<T>& of, int channel) const {
-    return sums[k * of.group() + channel];
-  }
-  // Means over the planes of a thread's channels.
-  FASTMTT_BODY void means(int k, const Planes<T>& of, int thread, T (&to)[kOwn<T>]) const {
-    FASTMTT_UNROLL for (int i = 0; i < kOwn<T>; ++i) {
-      to[i] = static_cast<T>(sum(k, of, thread % of.lanes * kOwn<T> + i)) / of.area();
-    }
+  // The gather for which sums are those of parts.
+  FASTMTT_BODY auto plain(const Planes<T>& of) const {
+    return [this, &of](int row, int column, double (&sums)[kSums]) {
+      FASTMTT_UNROLL for (int k = 0; k < kSums; ++k) sums[k] += part(k, of, row, column);
+    };
   }
 
-  alignas(16) T parts[kSums][kPlaneThreads * kOwn<T>];
-  double halfway[kMost < kPlaneThreads ? kPlaneThreads : kMost], sums[kMost];
+  // Of a thread's channels.
+  FASTMTT_BODY void result(int k, const Planes<T>& of, int thread, Own& to) const {
+    load<kOwn<T>>(results[k] + of.lane(thread) * kOwn<T>, to);
+  }
+
+  alignas(16) T parts[kParts][kPlaneThreads * kOwn<T>];
+  alignas(16) T results[kResults][Planes<T>::kMostChannels];
+  double halfway[kSums][kPlaneThreads];
 };
 
 // The norm's affine output, whose sign is the ReLU's mask: every pass must see the same bits.
