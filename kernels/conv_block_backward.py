@@ -34,11 +34,11 @@ def conv_block_backward(
     if not (need_a or need_parameters):
         return results
     precision = precisions.of(a, a.shape[-1], bf16)
+    norm_parts = (torch.empty_like(rstd), torch.empty_like(rstd))
+    w_parts = None
     if a.shape[-1] <= FEW and not need_a:
-        known = w, gamma, beta, xhat, rstd
-        w_parts, norm_parts = first_layer_backward(gp, a, *known, precision)
+        w_parts = first_layer_backward(gp, a, gamma, beta, xhat, rstd, norm_parts, precision)
     else:
-        w_parts, norm_parts = None, (torch.empty_like(rstd), torch.empty_like(rstd))
         gz = torch.empty_like(xhat, dtype=operand_dtype(precision))
         norm_backward(gp, xhat, rstd, gamma, beta, gz, norm_parts, precision)
         if need_a:

@@ -10,7 +10,6 @@ from fastmtt.kernels.contraction import FEW
 from fastmtt.kernels.conv_block_backward import operand_dtype, places
 from fastmtt.kernels.convolution import convolve, convolve_tangent
 from fastmtt.kernels.first_layer_backward import first_layer_backward
-from fastmtt.kernels.first_layer_gradients import Tangent
 from fastmtt.kernels.norm_backward import norm_backward
 from fastmtt.kernels.weight_gradient import add_parts, weight_gradient
 from torch import Tensor
@@ -43,23 +42,27 @@ def conv_block_backward_jvp(
     if not any(needs):
         return results
     precision = precisions.of(a, a.shape[-1], bf16)
+    norm_parts = (torch.empty_like(rstd), torch.empty_like(rstd))
+    tangent = (gp_dot, xhat_dot, rstd_dot, gamma_dot)
+    w_parts = None
     if a.shape[-1] <= FEW and not need_a:
-        known = w, gamma, beta, xhat, rstd
-        w_parts, norm_parts = first_layer_backward(
+        w_parts = first_layer_backward(
             gp,
             a,
-            *known,
+            gamma,
+            beta,
+            xhat,
+            rstd,
+            norm_parts,
             precision,
             parameters=need_parameters,
-            tangent=Tangent(w_dot, rstd_dot, gamma_dot, gp_dot),
-            xhat_dot=xhat_dot,
+            tangent=tangent,
             a_dot=a_dot,
+            weights=(w, w_dot),
             ga_dot=ga_dot if need_a_dot else None,
         )
     else:
-        w_parts, norm_parts = None, (torch.empty_like(rstd), torch.empty_like(rstd))
         dtype = operand_dtype(precision)
-        tangent = (gp_dot, xhat_dot, rstd_dot, gamma_dot)
         need_gz = need_a_dot or need_a or a_dot is not None
         gz = torch.empty_like(xhat, dtype=dtype) if need_gz else None
         gz_dot = torch.empty_like(xhat, dtype=dtype)

@@ -2,22 +2,17 @@
 
 gz never leaves a program: it is multiplied with the images' 3x3 patches for the weight gradient,
 and with the weights for the cotangent of every pixel's patch, which a second kernel folds back
-onto the images. Where the images stand still there is another way, by
-:mod:`fastmtt.kernels.first_layer_gradients`; the tuner chooses.
+onto the images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
-from fastmtt.kernels import first_layer_gradients
-from fastmtt.kernels.first_layer_gradients import Tangent, gradients
-from fastmtt.kernels.image_tangent import image_tangent
 from fastmtt.kernels.norm_backward import (
     image_of,
     output_cotangents,
@@ -25,7 +20,7 @@ from fastmtt.kernels.norm_backward import (
     read,
     write_parts,
 )
-from fastmtt.kernels.patches import fold, patch_statistics, rows_of
+from fastmtt.kernels.patches import rows_of
 from fastmtt.kernels.precision import multiply, rounded
 from fastmtt.kernels.tuning import Config, choose
 from torch import Tensor
@@ -185,117 +180,90 @@ def _fold(
 def first_layer_backward(
     gp: Tensor,
     a: Tensor,
-    w: Tensor,
     gamma: Tensor,
     beta: Tensor,
     xhat: Tensor,
     rstd: Tensor,
+    norm_parts: tuple[Tensor, Tensor],
     precision: str,
     *,
     parameters: bool = True,
-    tangent: Tangent | None = None,
-    xhat_dot: Tensor | None = None,
+    tangent: tuple[Tensor, Tensor, Tensor, Tensor] | None = None,
     a_dot: Tensor | None = None,
+    weights: tuple[Tensor, Tensor] | None = None,
     ga_dot: Tensor | None = None,
-) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
+) -> Tensor | None:
     """The gradients of a block of at most :data:`contraction.FEW` input channels, or the tangents.
 
     Args:
         gp: cotangent of the block's output [S,B,H//2,W//2,C].
         a: [S,B,H,W,Cin].
-        w: [S,3,3,Cin,C], contiguous for each student.
-        gamma: [S,C], likewise.
+        gamma: [S,C], contiguous for each student.
         beta: as gamma.
         xhat: normalised convolution [S,B,H,W,C].
         rstd: its 1/std [S,B,C].
+        norm_parts: two [S,B,C], as of :func:`fastmtt.kernels.norm_backward.norm_backward`.
         precision: of :mod:`fastmtt.kernels.precision`.
         parameters: whether the weights' gradient is wanted.
-        tangent: what moves; None for the gradient alone.
-        xhat_dot: as xhat, with ``tangent``.
+        tangent: (gp_dot, xhat_dot, rstd_dot, gamma_dot); None for the gradient alone.
         a_dot: tangent of a, None for zero.
-        ga_dot: [S,B,H,W,Cin], where it is wanted, with ``tangent``.
+        weights: (w, w_dot), contiguous for each student, with ``ga_dot`` only.
+        ga_dot: [S,B,H,W,Cin], where it is wanted.
 
     Returns:
-        What is still to be added up: n parts [S,n,9*Cin*C] of the weights' gradient, if wanted, and
-        two of so many [S,n,C] of those of gamma and beta.
+        The images' parts [S,B,9*Cin*C] of the weights' gradient, if wanted.
     """
     students, images, height, width, cin = a.shape
     channels = xhat.shape[-1]
+    gp_dot, xhat_dot, rstd_dot, gamma_dot = tangent or (None, None, None, None)
+    w, w_dot = weights or (None, None)
+    parts = a.new_empty(students, images, 9 * cin * channels) if parameters else None
+    rows = rows_of(cin)
 
-    def run(config: Config) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
-        if not first_layer_gradients.serves(config):
-            known = gamma, beta, xhat, rstd, w
-            moving = tangent, xhat_dot, a_dot, ga_dot
-            return _looking_twice(config, gp, a, known, moving, precision, parameters)
-        statistics = patch_statistics(a, precision)
-        found = gradients(config, gp, a, statistics, w, gamma, beta, xhat, rstd, precision, tangent)
-        if ga_dot is not None and tangent is not None:
-            known = w, gamma, beta, xhat, rstd
-            image_tangent(gp, a, statistics[0], *known, tangent, found, ga_dot, precision)
-        return found.w, found.norm
+    def run(config: Config) -> None:
+        tiles = triton.cdiv(channels, config.sizes["COLUMNS"])
+        programs = students * images
+        patches = None
+        if ga_dot is not None:
+            patches = a.new_empty(programs, tiles, height * width, rows)
+        sizes = {"HEIGHT": height, "WIDTH": width, "CIN": cin, "ROWS": rows}
+        _first_layer_backward[(programs * tiles,)](
+            gp,
+            gp_dot,
+            xhat,
+            xhat_dot,
+            rstd,
+            rstd_dot,
+            gamma,
+            gamma_dot,
+            beta,
+            a,
+            a_dot,
+            w,
+            w_dot,
+            parts,
+            *norm_parts,
+            patches,
+            gamma.stride(0),
+            0 if gamma_dot is None else gamma_dot.stride(0),
+            beta.stride(0),
+            0 if w is None else w.stride(0),
+            0 if w_dot is None else w_dot.stride(0),
+            images,
+            CHANNELS=channels,
+            TANGENT=tangent is not None,
+            PRECISION=precision,
+            **sizes,
+            **config.launch,
+        )
+        if patches is not None:
+            blocks = triton.cdiv(height * width * cin, 256)
+            _fold[(programs, blocks)](patches, ga_dot, TILES=tiles, BLOCK=256, **sizes)
 
     asked = (parameters, tangent is not None, a_dot is not None, ga_dot is not None)
     key = (students * images, height, width, cin, channels, *asked, precision)
-    offered = configs(channels, tangent is not None)
-    offered += first_layer_gradients.plans(a, a_dot, channels, precision)
-    return run(choose("first_layer_backward", key, offered, run))
-
-
-def _looking_twice(
-    config: Config,
-    gp: Tensor,
-    a: Tensor,
-    known: Sequence[Tensor],
-    moving: tuple[Tangent | None, Tensor | None, Tensor | None, Tensor | None],
-    precision: str,
-    parameters: bool,
-) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
-    """By programs that read planes for their sums, and again for gz."""
-    gamma, beta, xhat, rstd, w = known
-    tangent, xhat_dot, a_dot, ga_dot = moving
-    w_dot, rstd_dot, gamma_dot, gp_dot = tangent or (None, None, None, None)
-    students, images, height, width, cin = a.shape
-    channels, rows = xhat.shape[-1], rows_of(cin)
-    tiles = triton.cdiv(channels, config.sizes["COLUMNS"])
-    programs = students * images
-    parts = a.new_empty(students, images, 9 * cin * channels) if parameters else None
-    norm_parts = torch.empty_like(rstd), torch.empty_like(rstd)
-    patches = None if ga_dot is None else a.new_empty(programs, tiles, height * width, rows)
-    _first_layer_backward[(programs * tiles,)](
-        gp,
-        gp_dot,
-        xhat,
-        xhat_dot,
-        rstd,
-        rstd_dot,
-        gamma,
-        gamma_dot,
-        beta,
-        a,
-        a_dot,
-        w,
-        w_dot,
-        parts,
-        *norm_parts,
-        patches,
-        gamma.stride(0),
-        0 if gamma_dot is None else gamma_dot.stride(0),
-        beta.stride(0),
-        w.stride(0),
-        0 if w_dot is None else w_dot.stride(0),
-        images,
-        HEIGHT=height,
-        WIDTH=width,
-        CIN=cin,
-        CHANNELS=channels,
-        TANGENT=tangent is not None,
-        PRECISION=precision,
-        ROWS=rows,
-        **config.launch,
-    )
-    if patches is not None and ga_dot is not None:
-        fold(patches, ga_dot)
-    return parts, norm_parts
+    run(choose("first_layer_backward", key, configs(channels, tangent is not None), run))
+    return parts
 
 
 def configs(channels: int, tangent: bool) -> list[Config]:

@@ -39,25 +39,6 @@ def patches_at(
 
 
 @triton.jit
-def patches_and_one(
-    a,
-    pixel,
-    mean,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CIN: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """Patches [pixels, ROWS] of pixels in their order, less ``mean``, and 1 in row 9*CIN.
-
-    Products with that row sum what they multiply. Beyond the plane patches are of no meaning.
-    """
-    y, x, present = pixel // WIDTH, pixel % WIDTH, pixel < HEIGHT * WIDTH
-    found = patches_at(a, y, x, present, mean, HEIGHT, WIDTH, CIN, ROWS)
-    return tl.where(tl.arange(0, ROWS)[None, :] == 9 * CIN, 1.0, found)
-
-
-@triton.jit
 def weights_of(w, row, c, CIN: tl.constexpr, CHANNELS: tl.constexpr):
     """A student's weights, or a tangent of them: rows [ROWS], channels c [1,COLUMNS]."""
     exists = (row < 9 * CIN)[:, None] & (c < CHANNELS)
@@ -133,38 +114,8 @@ def _merge(
     tl.store(covariance + image * (ROWS * ROWS) + tile, spread)
 
 
-@triton.jit
-def _fold(
-    patches,
-    out,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CIN: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """An image's pixels sum what the patches they are part of hold for them."""
-    AREA: tl.constexpr = HEIGHT * WIDTH
-    image = tl.program_id(0).to(tl.int64)
-    element = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    channel, pixel = element % CIN, element // CIN
-    patches += image * (TILES * AREA * ROWS)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for tap in tl.static_range(9):
-        y, x = pixel // WIDTH - (tap // 3 - 1), pixel % WIDTH - (tap % 3 - 1)
-        seen = (pixel < AREA) & (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
-        at = (y * WIDTH + x) * ROWS + tap * CIN + channel
-        for tile in tl.static_range(TILES):
-            total += tl.load(patches + tile * (AREA * ROWS) + at, mask=seen, other=0.0)
-    tl.store(out + image * (AREA * CIN) + element, total, mask=pixel < AREA)
-
-
-_BLOCK = 256  # elements of an image that a program folds
-
-
 def rows_of(channels: int) -> int:
-    """Rows of a tile that holds a patch of so many channels, and at least one row more."""
+    """Rows of a tile that holds a patch of so many channels."""
     return max(16, triton.next_power_of_2(9 * channels))
 
 
@@ -198,20 +149,6 @@ def patch_statistics(a: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     return run(choose("patch_statistics", key, configs(), run))
 
 
-def fold(patches: Tensor, out: Tensor) -> None:
-    """Sum patches' cotangents into the images they were taken from.
-
-    Args:
-        patches: [images, tiles, H*W, R], R of :func:`rows_of`; tiles are added up.
-        out: [S,B,H,W,Cin] of so many images, contiguous, to be written into.
-    """
-    images, tiles, _, rows = patches.shape
-    *_, height, width, channels = out.shape
-    sizes = {"HEIGHT": height, "WIDTH": width, "CIN": channels, "ROWS": rows}
-    grid = images, triton.cdiv(height * width * channels, _BLOCK)
-    _fold[grid](patches, out, TILES=tiles, BLOCK=_BLOCK, **sizes)
-
-
 def configs() -> list[Config]:
     """Pixels of a program."""
     return [Config({"PIXELS": pixels}, warps, 1) for pixels, warps in ((128, 4), (64, 4), (128, 8))]
@@ -219,8 +156,8 @@ def configs() -> list[Config]:
 
 def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Config]]:
     """What the standard ConvNet launches: name, kernel, signature, constants, configuration."""
-    sizes: dict[str, Any] = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "ROWS": rows_of(3)}
-    constants = sizes | {"PRECISION": "tf32"}
+    constants: dict[str, Any] = {"HEIGHT": 32, "WIDTH": 32, "CIN": 3, "ROWS": rows_of(3)}
+    constants["PRECISION"] = "tf32"
     signature = dict.fromkeys(("a", "mean", "covariance"), "*fp32")
     for config in configs():
         yield "patch statistics tf32", _statistics, signature, constants, config
@@ -232,5 +169,3 @@ def specimens() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], Conf
             merged,
             Config(),
         )
-    folded = sizes | {"TILES": 1, "BLOCK": _BLOCK}
-    yield "fold", _fold, {"patches": "*fp32", "out": "*fp32"}, folded, Config()

@@ -230,7 +230,7 @@ def add_parts(
 
     Args:
         w_parts: [S,n,9*Cin*Cout], None where gw is complete.
-        norm_parts: of gamma and beta, [S,m,C] each.
+        norm_parts: of gamma and beta, [S,B,C] each.
         gw: contiguous for each student, to be written into.
         ggamma: as gw.
         gbeta: as gw.
