@@ -26,6 +26,7 @@ def tree(tmp_path, monkeypatch):
     return class_tree(tmp_path / "data", ["val"], wnids, each=1, size=80)
 
 
+@pytest.mark.slow
 def test_a_run_and_its_evaluation(tree, tmp_path, capsys):
     distill.main([*FLAGS.split(), "--data_path", str(tree), "--save_path", str(tmp_path)])
     (file,) = tmp_path.rglob("distilled_best.safetensors")

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 LEFT_OUT = "not opcheck and not wrong_arguments and not refused"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extension")
 @pytest.mark.parametrize("capability", SETS[:-1])
 def test_the_kernels_of(capability):
@@ -25,6 +26,7 @@ def test_the_kernels_of(capability):
     run_tests(ATEN_CPU_CAPABILITY=capability.lower())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extension")
 def test_bfloat16_without_tiles():
     if not info.instruction_sets().get("amx_bf16"):
