@@ -51,7 +51,7 @@ class Captured(Generic[T]):
             return function()
         if self._recorded is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):  # in memory of its own
+            with torch.cuda.graph(graph, stream=backends.recording_stream()):
                 result = function()
             self._recorded = graph, result
         graph, result = self._recorded

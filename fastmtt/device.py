@@ -15,7 +15,7 @@ _SPLITS = ("train", "test", "held_out")
 
 
 def load_data(config: BaseConfig) -> DataSet:
-    """The configured data set on the configured device, with torch's threads set.
+    """The configured data set on the configured device, made the current one; threads set.
 
     Raises:
         FastmttError: the device is not there, or the data are not.
@@ -33,6 +33,7 @@ def load_data(config: BaseConfig) -> DataSet:
         raise FastmttError("precision is tf32, a GPU's, but device is cpu; leave precision out")
     memory = available()
     if name != "cpu":
+        torch.cuda.set_device(name)  # what is launched and recorded is so on the current one
         memory = min(memory, torch.cuda.mem_get_info(torch.device(name))[0])
     dataset = load(
         config.dataset,

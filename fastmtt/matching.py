@@ -172,7 +172,8 @@ class TrajectoryMatcher(nn.Module):
         self._calls += 1
         call = _Call(self, student, draws, self._calls, self.backend or backends.forced())
         two = (start, target) if start.dim() == 2 else (start[None], target[None])
-        loss: Tensor = _Match.apply(call, images, labels, rates, *two)
+        with backends.on_device(start):  # backward is called there by autograd
+            loss: Tensor = _Match.apply(call, images, labels, rates, *two)
         return loss
 
     def check_distance(self) -> None:

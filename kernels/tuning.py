@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import triton
 
+from fastmtt.ops.backends import recording_stream
+
 REPEATS = 5  # timed runs of each configuration, one after another
 interpreting = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -110,7 +112,7 @@ def _fitting(configs: Sequence[Config], run: Callable[[Config], object]) -> list
 def _seconds(config: Config, run: Callable[[Config], object]) -> float:
     """Of one launch; a captured graph, as launching from here may take longer than computing."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=recording_stream()):
         for _ in range(REPEATS):
             run(config)
     graph.replay()
@@ -128,10 +130,14 @@ def _file() -> Path:
     return Path(folder) / "tuning" / f"{device}_triton{triton.__version__}.json"
 
 
-@cache
 def _choices() -> dict[str, str]:
+    return _kept(_file())
+
+
+@cache
+def _kept(file: Path) -> dict[str, str]:
     try:
-        kept = json.loads(_file().read_text())
+        kept = json.loads(file.read_text())
     except (OSError, ValueError):  # none yet, or a damaged one: measuring anew costs seconds
         return {}
     return {k: v for k, v in kept.items() if isinstance(v, str)} if isinstance(kept, dict) else {}

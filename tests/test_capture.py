@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import fastmtt
 from fastmtt import TrajectoryMatcher, batches, iteration
 from fastmtt.capture import Captured, Latest, can_capture, send
 from fastmtt.decode import Decode
-from fastmtt.ops import reference, use
+from fastmtt.ops import backends, reference, use
 from fastmtt.parametrisation import Canvas
 from fastmtt.student import Room, make_student
 from fastmtt.student.zoo import ConvNet
@@ -121,6 +122,7 @@ def test_on_a_gpus_tensors_no_two_devices_meet_and_rows_begin_aligned(keep, dist
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(reference, "dsa", shape_of_dsa)
     monkeypatch.setattr(reference, "dsa_transpose", shape_of_dsa)
+    monkeypatch.setattr(backends, "on_device", lambda like: nullcontext())  # there is none
     with FakeTensorMode(allow_non_fake_inputs=True), use("reference"):
         given = {
             name: torch.empty(t.shape, dtype=t.dtype, device="cuda")

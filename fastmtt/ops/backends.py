@@ -13,7 +13,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from inspect import signature
@@ -141,7 +141,8 @@ def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
     """
     backend = _serving(op, args if into is None else (*args, *into))
     if backend == "triton":
-        return getattr(_kernels(), op)(*args, into=into)
+        with on_device(next(arg for arg in args if isinstance(arg, Tensor))):
+            return getattr(_kernels(), op)(*args, into=into)
     if backend == "reference":
         function = getattr(reference, op)
         return function(*args) if into is None else _write(function, args, into)
@@ -150,6 +151,21 @@ def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
     _compiled_op(op, "into")(*args, *into)
     count = len(_compiled_op(op)._schema.returns)
     return into[0] if count == 1 else tuple(into[:count])
+
+
+def on_device(like: Tensor) -> AbstractContextManager[object]:
+    """Within, a GPU's tensor is on the current device: Triton launches and graphs record there."""
+    return torch.cuda.device(like.device) if like.is_cuda else nullcontext()
+
+
+def recording_stream() -> torch.cuda.Stream:
+    """On which the current GPU's graphs are recorded: one, as cuBLAS keeps room for each stream."""
+    return _stream_of(torch.cuda.current_device())
+
+
+@cache
+def _stream_of(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def _serving(op: str, args: tuple[Any, ...]) -> str:

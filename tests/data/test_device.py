@@ -64,3 +64,13 @@ def test_bytes_on_a_gpu_read_as_the_cpus_floats(monkeypatch: pytest.MonkeyPatch,
             torch.testing.assert_close(images.whole(), floats, rtol=0, atol=1e-5)
         else:
             assert torch.equal(images.whole(), floats)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds no second GPU")
+def test_a_second_gpu_becomes_the_current_one() -> None:
+    before = torch.cuda.current_device()
+    try:
+        data = load_data(BaseConfig(dataset="digits", device="cuda:1"))
+        assert torch.cuda.current_device() == data.train_labels.device.index == 1
+    finally:
+        torch.cuda.set_device(before)
