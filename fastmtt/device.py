@@ -33,7 +33,8 @@ def load_data(config: BaseConfig) -> DataSet:
         raise FastmttError("precision is tf32, a GPU's, but device is cpu; leave precision out")
     memory = available()
     if name != "cpu":
-        torch.cuda.set_device(name)  # what is launched and recorded is so on the current one
+        # the current one: there kernels are launched and graphs recorded
+        torch.cuda.set_device(torch.device(name).index or 0)
         memory = min(memory, torch.cuda.mem_get_info(torch.device(name))[0])
     dataset = load(
         config.dataset,

@@ -124,14 +124,15 @@ def _seconds(config: Config, run: Callable[[Config], object]) -> float:
     return begin.elapsed_time(end) / 1000 / REPEATS
 
 
-def _file() -> Path:
+@cache
+def _file(device: int) -> Path:
     folder = os.environ.get("FASTMTT_CACHE") or Path.home() / ".cache" / "fastmtt"
-    device = torch.cuda.get_device_name().replace(" ", "_")
-    return Path(folder) / "tuning" / f"{device}_triton{triton.__version__}.json"
+    name = torch.cuda.get_device_name(device).replace(" ", "_")
+    return Path(folder) / "tuning" / f"{name}_triton{triton.__version__}.json"
 
 
 def _choices() -> dict[str, str]:
-    return _kept(_file())
+    return _kept(_file(torch.cuda.current_device()))
 
 
 @cache
@@ -144,7 +145,7 @@ def _kept(file: Path) -> dict[str, str]:
 
 
 def _save(choices: Mapping[str, str]) -> None:
-    path = _file()
+    path = _file(torch.cuda.current_device())
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(choices, indent=1, sort_keys=True))

@@ -19,6 +19,10 @@ TIMES_TORCH = 2.0
 # ... and, where torch happens to hit a value exactly, by one rounding: float32's epsilon.
 ROUNDING_32 = 1.2e-7
 
+# 1/std of a plane in float32, where torch sums in double: a pixel's square, the variance, its root
+# and the quotient are rounded, four times 6e-8; what a mean or an outlier costs is 1e-6 and more.
+STATISTIC_32 = 2.4e-7
+
 # In bf16 a Winograd convolution rounds transformed tiles, 36 numbers for 16, whose terms cancel.
 TIMES_BF16_ROUNDING = 6.0
 

@@ -70,13 +70,14 @@ class Bench:
         end = time.monotonic() + seconds
         with TemporaryDirectory() as folder:
             for name, precision, most in matching.schedule():
-                yield from self._ready(end, (precision,))
-                peaks = self._peaks()
                 row = {"contender": name, "precision": precision}
+                if end - time.monotonic() > LEAST:
+                    yield from self._ready(end, (precision,))
                 left = end - time.monotonic()
                 if left < LEAST:
                     yield {**row, "failed": "no time left for it"}
                     continue
+                peaks = self._peaks()
                 environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
                 given = {"name": name, "precision": precision, "folder": folder}
                 rows = processes.run(

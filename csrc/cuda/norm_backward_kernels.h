@@ -104,7 +104,7 @@ struct NormBackward {
 
   FASTMTT_BODY void sum(const Part& part, Thread& mine, Sums& sums) const {
     const auto read = reading(part);
-    part.fill(mine.held, read);
+    part.keep(mine.held, read);
     Own g, b, sum[2 * kKinds] = {};
     part.load_parameter(gamma, g);
     part.load_parameter(beta, b);

@@ -16,14 +16,12 @@ constexpr double kEps = 1e-5;
 // z is read before xhat is written, pixel by pixel, so that they may be the same memory; z_dot and
 // xhat_dot too. A tangent's z may be the normalised one already, with its rstd.
 //
-// Mean and variance take one pass, and are as exact as of two. Each thread sums its pixels less a
-// shift, the mean of its first window, and their squares: few numbers, and large only if a pixel of
-// that window lies far off, which then makes the plane's variance as large. In double, in which no
-// float32 is lost, the threads' sums become sums less the first thread's shift.
+// Mean and variance take one pass, and are as exact as of two: what registers hold has its mean first
+// and its squares about it, and such are put together in double, in which no float32 is lost.
 template <typename T, bool kTangent, bool kWhole>
 struct Norm {
   static constexpr int kThreads = kPlaneThreads, kStages = 1;
-  static constexpr int kResident = !kTangent ? 3 : sizeof(T) == 8 ? 1 : 2;  // float64 holds more
+  static constexpr int kResident = (kTangent ? 2 : 3) - (sizeof(T) == 8);  // float64 holds more
   static constexpr int kCount = kOwn<T>;
   using Own = T[kCount];
   using Part = cuda::Part<T, kWhole>;
@@ -85,30 +83,57 @@ struct Norm {
 
   FASTMTT_BODY void sum(const Part& part, Thread& mine, Shared& shared) const {
     const auto read = reading(part);
-    part.fill(mine.held, read);
+    part.keep(mine.held, read);
     if (given) return take_known(part, shared.sums);
-    Own shift = {}, sum = {}, squares = {};
+    Own centre = {}, sum = {}, squares = {};
     int pixels = 0;
-    part.visit(mine.held, read, [&](const Window& window, const Values& values) {
-      const T share = (window.below ? T(0.5) : T(1)) * (window.right ? T(0.5) : T(1));
-      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {  // beyond the plane all is zero
-        const T all = values.z[0][i] + values.z[1][i] + values.z[2][i] + values.z[3][i];
-        if (pixels == 0) shift[i] = share * all;
-      }
-      FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
-        if (!window.holds(corner)) continue;
-        ++pixels;
-        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
-          const T off = values.z[corner][i] - shift[i];
-          sum[i] += off;
-          squares[i] = std::fma(off, off, squares[i]);
+    part.rounds(mine.held, read, [&](const Window& first) {
+      int count = 0;
+      Own mean = {}, left = {}, about = {};  // of the round; the sum and the squares less it
+      part.each_held(mine.held, first, [&](const Window& window, const Values& values) {
+        count += (window.below ? 2 : 1) * (window.right ? 2 : 1);
+        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {  // beyond the plane all is zero
+          mean[i] += values.z[0][i] + values.z[1][i] + values.z[2][i] + values.z[3][i];
+        }
+      });
+      const T each = T(1) / count;
+      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) mean[i] *= each;
+      part.each_held(mine.held, first, [&](const Window& window, const Values& values) {
+        FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
+          if (!window.holds(corner)) continue;
+          FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
+            const T off = values.z[corner][i] - mean[i];
+            left[i] += off;
+            about[i] = std::fma(off, off, about[i]);
+          }
+        }
+      });
+      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
+        if (pixels == 0) {
+          centre[i] = mean[i], sum[i] = left[i], squares[i] = about[i];
+        } else {
+          merge(pixels, count, mean[i], left[i], about[i], centre[i], sum[i], squares[i]);
         }
       }
+      pixels += count;
     });
-    shared.sums.put(kShift, part.thread, shift);
+    shared.sums.put(kShift, part.thread, centre);
     shared.sums.put(kSum, part.thread, sum);
     shared.sums.put(kSquares, part.thread, squares);
     if (planes.lane(part.thread) == 0) shared.pixels[planes.row(part.thread)] = pixels;
+  }
+
+  // Adds a round to those before: about a new centre, near the mean of all.
+  static FASTMTT_BODY void merge(
+      int before, int count, T mean, T left, T about, T& centre, T& sum, T& squares) {
+    const double apart = double(mean) - centre, added = std::fma(double(count), apart, double(left));
+    const double all = sum + added;
+    const double about_old = squares + about + apart * (added + left);
+    const T near = centre + T(all) / (before + count);
+    const double move = double(near) - centre, still = all - (before + count) * move;
+    centre = near;
+    sum = T(still);
+    squares = T(about_old - move * (all + still));
   }
 
   FASTMTT_BODY void take_known(const Part& part, Sums& sums) const {

@@ -149,32 +149,55 @@ struct Part {
     }
   }
 
-  // work(window, values) for the thread's windows: held, or read once more. read(Stage<k>, window,
-  // values), k = 0 and 1, is for all windows before the next: what 0 loads, 1 may wait for.
+  // Reads kHeld windows, `first` on, and gives the one after them. read(Stage<k>, window, values),
+  // k = 0 and 1, is for all of them before the next: what 0 loads, 1 may wait for.
+  template <class Values, class Read>
+  FASTMTT_BODY Window fill(Values (&held)[kHeld], const Window& first, const Read& read) const {
+    Window next = first;
+    for_stages<2>([&](auto stage) {
+      next = each_held(held, first, [&](const Window& window, Values& values) {
+        read(stage, window, values);
+      });
+    });
+    return next;
+  }
+  template <class Values, class Work>
+  FASTMTT_BODY Window each_held(Values (&held)[kHeld], Window window, const Work& work) const {
+    FASTMTT_UNROLL for (int turn = 0; turn < kHeld; ++turn) {
+      if (has(window)) work(window, held[turn]);
+      advance(window);
+    }
+    return window;
+  }
+  // Reads the windows that stay in registers.
+  template <class Values, class Read>
+  FASTMTT_BODY void keep(Values (&held)[kHeld], const Read& read) const {
+    if constexpr (kWhole) fill(held, begin(), read);
+  }
+  // work(first) with the thread's windows, `first` on, in `held`, kHeld at a time.
+  template <class Values, class Read, class Work>
+  FASTMTT_BODY void rounds(Values (&held)[kHeld], const Read& read, const Work& work) const {
+    if constexpr (kWhole) {
+      if (has(begin())) work(begin());
+    } else {
+      for (Window first = begin(); has(first);) {
+        const Window next = fill(held, first, read);
+        work(first);
+        first = next;
+      }
+    }
+  }
+  // work(window, values) for the thread's windows: kept ones, or each read once more.
   template <class Values, class Read, class Work>
   FASTMTT_BODY void visit(Values (&held)[kHeld], const Read& read, const Work& work) const {
     if constexpr (kWhole) {
-      each_held(held, work);
+      each_held(held, begin(), work);
     } else {
       for (Window window = begin(); has(window); advance(window)) {
         Values values;
         for_stages<2>([&](auto stage) { read(stage, window, values); });
         work(window, values);
       }
-    }
-  }
-  template <class Values, class Read>
-  FASTMTT_BODY void fill(Values (&held)[kHeld], const Read& read) const {
-    for_stages<kWhole ? 2 : 0>([&](auto stage) {
-      each_held(held, [&](const Window& window, Values& values) { read(stage, window, values); });
-    });
-  }
-  template <class Values, class Work>
-  FASTMTT_BODY void each_held(Values (&held)[kHeld], const Work& work) const {
-    Window window = begin();
-    FASTMTT_UNROLL for (int turn = 0; turn < kHeld; ++turn) {
-      if (has(window)) work(window, held[turn]);
-      advance(window);
     }
   }
 
