@@ -66,11 +66,19 @@ def test_bytes_on_a_gpu_read_as_the_cpus_floats(monkeypatch: pytest.MonkeyPatch,
             assert torch.equal(images.whole(), floats)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds no second GPU")
-def test_a_second_gpu_becomes_the_current_one() -> None:
-    before = torch.cuda.current_device()
-    try:
-        data = load_data(BaseConfig(dataset="digits", device="cuda:1"))
-        assert torch.cuda.current_device() == data.train_labels.device.index == 1
-    finally:
-        torch.cuda.set_device(before)
+@pytest.mark.parametrize(("name", "number"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_the_gpu_becomes_the_current_one(monkeypatch, name, number):
+    """Before anything goes there; torch's own look at the number is kept."""
+
+    class Reached(Exception):
+        pass
+
+    def reached(device):
+        raise Reached(torch.cuda._utils._get_device_index(device))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", reached)
+    with pytest.raises(Reached) as found:
+        load_data(BaseConfig(dataset="digits", device=name))
+    assert found.value.args == (number,)
