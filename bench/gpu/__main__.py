@@ -71,18 +71,16 @@ class Bench:
         with TemporaryDirectory() as folder:
             for name, precision, most in matching.schedule():
                 row = {"contender": name, "precision": precision}
-                if end - time.monotonic() > LEAST:
-                    yield from self._ready(end, (precision,))
-                left = end - time.monotonic()
-                if left < LEAST:
+                if end - time.monotonic() < LEAST:
                     yield {**row, "failed": "no time left for it"}
                     continue
+                yield from self._ready(end, (precision,))
                 peaks = self._peaks()
                 environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
                 given = {"name": name, "precision": precision, "folder": folder}
                 rows = processes.run(
                     matching.measure,
-                    min(most, left),
+                    min(most, end - time.monotonic()),
                     environment,
                     peak=peaks.get(precision, float("nan")),
                     **given,

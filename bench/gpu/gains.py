@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from bench.gate import one_minus_cosine
 from bench.gpu.contenders import OURS, on_device, ours
 from bench.gpu.device import FASTEST, ON_GPU, synchronize
+from bench.gpu.matching import APART
 from bench.gpu.results import Row
-from bench.problem import Size, make_problem
+from bench.naive import Gradients
+from bench.problem import Problem, Size, make_problem
 from fastmtt import DSA
 from fastmtt.ops import backends
 
@@ -33,23 +36,21 @@ def measure() -> Iterator[Row]:
     """A row for each family and batch; none without a GPU."""
     for batch in BATCHES if ON_GPU else ():
         problem = on_device(make_problem(Size(STEPS, batch, WIDTH, FASTEST)))
-
-        def runner(
-            change: AbstractContextManager[Any], problem: Any = problem
-        ) -> Callable[[], Any]:
-            """An iteration recorded within ``change``."""
-            run = ours(next(iter(OURS)), problem, augment=DSA())
-            with change:
-                for _ in range(3):  # tuned, recorded, launched
-                    run()
-            return run
-
-        for family, ops in FAMILIES.items():
-            runs = runner(_by_cuda(ops)), runner(nullcontext())
-            yield {"table": "gains", "batch": batch, "family": family, **_compared(*runs)}
+        changes = {family: (_by_cuda(ops), nullcontext()) for family, ops in FAMILIES.items()}
         if backends.hopper():
-            runs = runner(nullcontext()), runner(_without_hopper())
-            yield {"table": "gains", "batch": batch, "family": "Hopper's", **_compared(*runs)}
+            changes["Hopper's"] = (nullcontext(), _without_hopper())
+        for family, (own, other) in changes.items():
+            found = _compared(_recorded(problem, own), _recorded(problem, other))
+            yield {"table": "gains", "batch": batch, "family": family, **found}
+
+
+def _recorded(problem: Problem, change: AbstractContextManager[Any]) -> Callable[[], Gradients]:
+    """An iteration recorded within ``change``."""
+    run = ours(next(iter(OURS)), problem, augment=DSA())
+    with change:
+        for _ in range(3):  # tuned, recorded, launched
+            run()
+    return run
 
 
 def _by_cuda(ops: Sequence[str]) -> AbstractContextManager[Any]:
@@ -61,20 +62,23 @@ def _by_cuda(ops: Sequence[str]) -> AbstractContextManager[Any]:
     return patch.object(backends, "_serving", served)
 
 
-def _without_hopper() -> AbstractContextManager[Any]:
-    stack = ExitStack()
-    for name in HOPPER:
-        stack.enter_context(patch(f"fastmtt.kernels.{name}.plans", lambda *_, **__: []))
-    return stack
+@contextmanager
+def _without_hopper() -> Iterator[None]:
+    with ExitStack() as stack:
+        for name in HOPPER:
+            stack.enter_context(patch(f"fastmtt.kernels.{name}.plans", lambda *_, **__: []))
+        yield
 
 
-def _compared(run: Callable[[], Any], other: Callable[[], Any]) -> Row:
-    """Milliseconds of the two, in turns."""
+def _compared(run: Callable[[], Gradients], other: Callable[[], Gradients]) -> Row:
+    """Milliseconds of the two, in turns, if they agree."""
     images = []
     for each in (run, other):
         torch.manual_seed(0)  # of the augmentation
         images.append(each().images.clone())
-    apart = float((images[0] - images[1]).norm() / images[1].norm())
+    apart = one_minus_cosine(*images)
+    if not apart <= APART:
+        return {"failed": f"disagrees: 1 - cosine {apart:.2g}, allowed {APART}"}
     times: tuple[list[float], list[float]] = [], []
     for _ in range(ROUNDS):
         for each, kept in zip((run, other), times, strict=True):

@@ -17,8 +17,8 @@
 // every thread and is a barrier; loops around it must be the same for all threads. So the tests can
 // run the very same text on a CPU (tests/cuda/on_host.h): thread after thread, from the first or
 // from the last, and results whose bits differ then have a race. What multiplies by Hopper's own
-// instructions (hopper_*) has no such text: it is tested on such a GPU, and its indices and phases, for
-// the weight gradient, by threads that play the instructions (tests/cuda/hopper_threads).
+// instructions (hopper_*) has no such text: it is tested on such a GPU, and its indices and phases,
+// for the weight gradient, by threads that play the instructions (tests/cuda/hopper_threads).
 
 #pragma once
 

@@ -15,7 +15,7 @@ namespace fastmtt::cuda {
 template <typename T, bool kTangent, bool kWhole>
 struct NormBackward {
   static constexpr int kThreads = kPlaneThreads, kStages = 2;
-  static constexpr int kResident = !kTangent ? 3 : sizeof(T) == 8 ? 1 : 2;  // float64 holds more
+  static constexpr int kResident = kPlaneResident<T, kTangent>;
   static constexpr int kCount = kOwn<T>, kKinds = kTangent ? 2 : 1;  // value, tangent
   static constexpr int kColumns = 4;                        // channels of the second stage's item,
   static constexpr int kLanes = kThreads / (2 * kColumns);  // images that it reads side by side

@@ -21,7 +21,7 @@ constexpr double kEps = 1e-5;
 template <typename T, bool kTangent, bool kWhole>
 struct Norm {
   static constexpr int kThreads = kPlaneThreads, kStages = 1;
-  static constexpr int kResident = (kTangent ? 2 : 3) - (sizeof(T) == 8);  // float64 holds more
+  static constexpr int kResident = kPlaneResident<T, kTangent>;
   static constexpr int kCount = kOwn<T>;
   using Own = T[kCount];
   using Part = cuda::Part<T, kWhole>;
@@ -85,55 +85,60 @@ struct Norm {
     const auto read = reading(part);
     part.keep(mine.held, read);
     if (given) return take_known(part, shared.sums);
-    Own centre = {}, sum = {}, squares = {};
-    int pixels = 0;
+    Moments all;
     part.rounds(mine.held, read, [&](const Window& first) {
-      int count = 0;
-      Own mean = {}, left = {}, about = {};  // of the round; the sum and the squares less it
-      part.each_held(mine.held, first, [&](const Window& window, const Values& values) {
-        count += (window.below ? 2 : 1) * (window.right ? 2 : 1);
-        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {  // beyond the plane all is zero
-          mean[i] += values.z[0][i] + values.z[1][i] + values.z[2][i] + values.z[3][i];
-        }
-      });
-      const T each = T(1) / count;
-      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) mean[i] *= each;
-      part.each_held(mine.held, first, [&](const Window& window, const Values& values) {
-        FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
-          if (!window.holds(corner)) continue;
-          FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
-            const T off = values.z[corner][i] - mean[i];
-            left[i] += off;
-            about[i] = std::fma(off, off, about[i]);
-          }
-        }
-      });
-      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
-        if (pixels == 0) {
-          centre[i] = mean[i], sum[i] = left[i], squares[i] = about[i];
-        } else {
-          merge(pixels, count, mean[i], left[i], about[i], centre[i], sum[i], squares[i]);
-        }
-      }
-      pixels += count;
+      const Moments round = moments(part, mine, first);
+      all.pixels == 0 ? void(all = round) : all.add(round);
     });
-    shared.sums.put(kShift, part.thread, centre);
-    shared.sums.put(kSum, part.thread, sum);
-    shared.sums.put(kSquares, part.thread, squares);
-    if (planes.lane(part.thread) == 0) shared.pixels[planes.row(part.thread)] = pixels;
+    shared.sums.put(kShift, part.thread, all.mean);
+    shared.sums.put(kSum, part.thread, all.sum);
+    shared.sums.put(kSquares, part.thread, all.squares);
+    if (planes.lane(part.thread) == 0) shared.pixels[planes.row(part.thread)] = all.pixels;
   }
 
-  // Adds a round to those before: about a new centre, near the mean of all.
-  static FASTMTT_BODY void merge(
-      int before, int count, T mean, T left, T about, T& centre, T& sum, T& squares) {
-    const double apart = double(mean) - centre, added = std::fma(double(count), apart, double(left));
-    const double all = sum + added;
-    const double about_old = squares + about + apart * (added + left);
-    const T near = centre + T(all) / (before + count);
-    const double move = double(near) - centre, still = all - (before + count) * move;
-    centre = near;
-    sum = T(still);
-    squares = T(about_old - move * (all + still));
+  // Of some pixels; the sum and the squares less the mean, which T has but nearly.
+  struct Moments {
+    FASTMTT_BODY void add(const Moments& more) {
+      pixels += more.pixels;
+      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
+        const double apart = double(more.mean[i]) - mean[i];
+        const double added = std::fma(double(more.pixels), apart, double(more.sum[i]));
+        const double total = sum[i] + added;
+        const double about = squares[i] + more.squares[i] + apart * (added + more.sum[i]);
+        const T near = mean[i] + T(total) / pixels;
+        const double move = double(near) - mean[i], left = total - pixels * move;
+        mean[i] = near;
+        sum[i] = T(left);
+        squares[i] = T(about - move * (total + left));
+      }
+    }
+
+    Own mean = {}, sum = {}, squares = {};
+    int pixels = 0;
+  };
+
+  // Of the windows held, `first` on: their mean, and then the rest about it.
+  static FASTMTT_BODY Moments moments(const Part& part, Thread& mine, const Window& first) {
+    Moments of;
+    part.each_held(mine.held, first, [&](const Window& window, const Values& values) {
+      of.pixels += (window.below ? 2 : 1) * (window.right ? 2 : 1);
+      FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {  // beyond the plane all is zero
+        of.mean[i] += values.z[0][i] + values.z[1][i] + values.z[2][i] + values.z[3][i];
+      }
+    });
+    const T share = T(1) / of.pixels;
+    for (T& mean : of.mean) mean *= share;
+    part.each_held(mine.held, first, [&](const Window& window, const Values& values) {
+      FASTMTT_UNROLL for (int corner = 0; corner < 4; ++corner) {
+        if (!window.holds(corner)) continue;
+        FASTMTT_UNROLL for (int i = 0; i < kCount; ++i) {
+          const T off = values.z[corner][i] - of.mean[i];
+          of.sum[i] += off;
+          of.squares[i] = std::fma(off, off, of.squares[i]);
+        }
+      }
+    });
+    return of;
   }
 
   FASTMTT_BODY void take_known(const Part& part, Sums& sums) const {

@@ -25,6 +25,9 @@ constexpr int kHeld = 4;  // windows that a thread keeps
 template <typename T>
 constexpr int kOwn = kBeside / sizeof(T);  // channels of a thread
 
+template <typename T, bool kTangent>  // float64 holds more
+constexpr int kPlaneResident = (kTangent ? 2 : 3) - (sizeof(T) == 8);
+
 // A window of the pool: corner k lies k / 2 below and k % 2 right of its first pixel.
 struct Window {
   FASTMTT_BODY bool holds(int corner) const {
