@@ -30,7 +30,10 @@ def flat_slices(flat, *shapes):
 
 
 def arguments(shape, seed=0, dtype=torch.float64, device="cpu"):
-    """Every argument by name; xhat, rstd and their tangents by the reference, in float64."""
+    """Every argument by name; xhat, rstd and their tangents by the reference, in float64.
+
+    Those named still are the tangents where the input has none.
+    """
     s, b, h, w, c_in, c_out = shape
     generator = torch.Generator().manual_seed(seed)
 
@@ -49,7 +52,11 @@ def arguments(shape, seed=0, dtype=torch.float64, device="cpu"):
     wide["xhat_dot"], wide["rstd_dot"] = reference.conv_block_jvp(
         *pick(wide, "a a_dot w w_dot gamma gamma_dot beta beta_dot xhat rstd")
     )[2:4]
-    for name in ("xhat", "rstd", "xhat_dot", "rstd_dot"):
+    still = pick(wide, "w w_dot gamma gamma_dot beta beta_dot xhat rstd")
+    wide["still_dot"], wide["still_rstd_dot"] = reference.conv_block_jvp(wide["a"], None, *still)[
+        2:4
+    ]
+    for name in ("xhat", "rstd", "xhat_dot", "rstd_dot", "still_dot", "still_rstd_dot"):
         values[name] = wide[name].to(dtype)
     return values
 
@@ -61,7 +68,7 @@ def pick(values, names):
 def calls(v, needs_backward=(True, True), needs_tangent=(True, True, True)):
     """The arguments of each op, in the order of its schema; the jvp with and without options."""
     dots = "w w_dot gamma gamma_dot beta"
-    tail = "xhat rstd xhat_dot rstd_dot"
+    tail, still = "xhat rstd xhat_dot rstd_dot", "xhat rstd still_dot still_rstd_dot"
     affine = "a w gamma beta"
     return [
         ("conv_block", pick(v, affine)),
@@ -72,7 +79,7 @@ def calls(v, needs_backward=(True, True), needs_tangent=(True, True, True)):
         ("conv_block_backward_jvp", [*pick(v, f"gp gp_dot a a_dot {dots} {tail}"), needs_tangent]),
         (
             "conv_block_backward_jvp",
-            [*pick(v, "gp gp_dot a"), None, *pick(v, f"{dots} {tail}"), needs_tangent],
+            [*pick(v, "gp gp_dot a"), None, *pick(v, f"{dots} {still}"), needs_tangent],
         ),
     ]
 
@@ -107,6 +114,7 @@ class BlockOps:
     """A subclass has run(op, *args, into=None), and tensors on a device."""
 
     device = "cpu"
+    unrounded = 0.0  # how far bf16 may be from float32 where nothing is rounded to bfloat16
 
     def arguments(self, shape, dtype=torch.float64):
         return self.here(arguments(shape, dtype=dtype))
@@ -136,12 +144,12 @@ class BlockOps:
         self.assert_agrees(v, REPLAYED_MASKS_32)
 
     @pytest.mark.parametrize("channels", [3, 15, 16])
-    def test_bf16_leaves_convolutions_of_few_channels_in_float32(self, channels):
+    def test_bf16_does_not_round_convolutions_of_few_channels(self, channels):
         v = self.here(away_from_the_kink((1, 2, 6, 6, channels, 20)))
         for op, args in calls(v):
             pairs = zip(self.run(op, *args, True), self.run(op, *args), strict=True)
-            equal = all(torch.equal(rounded, full) for rounded, full in pairs)
-            assert equal == (channels < 16), op
+            errors = [error(rounded, full.double()) for rounded, full in pairs]
+            assert (max(errors) <= self.unrounded) == (channels < 16), (op, errors)
 
     def test_statistics_of_a_far_off_mean_are_not_cancelled(self):
         """E[x^2] - E[x]^2 would lose the variance altogether."""
@@ -198,6 +206,8 @@ class BlockOps:
         """The same bits whatever a tape kept."""
         v = self.arguments(shape, dtype)
         v["p"], v["xhat"], v["rstd"] = self.run("conv_block", *pick(v, "a w gamma beta"))
+        if shape[4] < 8:  # as a network's first block, whose input has no tangent
+            v["a_dot"] = None
         dots = "a a_dot w w_dot gamma gamma_dot beta"
         fresh = self.run("conv_block_jvp", *pick(v, f"{dots} beta_dot"), None, None)
         given = self.run("conv_block_jvp", *pick(v, f"{dots} beta_dot xhat rstd"))

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "patch_ops.h"
 
 namespace fastmtt {
 namespace {
@@ -62,9 +63,16 @@ void conv_block_into(
   Block block("conv_block", a_in, w_in, bf16);
   const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
   const Tensor gamma = block.affine("gamma", gamma_in), beta = block.affine("beta", beta_in);
+  const bool few = few_channels(block), with_xhat = !few || xhat.numel() > 0;
   block.check_pooled_result("p", p);
-  block.check_output_result("xhat", xhat);
+  block.check_output_result("xhat", xhat, with_xhat);
   block.check_statistic_result("rstd", rstd);
+  if (few) {
+    const PatchTensors tensors = {
+        .a = a, .w = w, .gamma = gamma, .beta = beta, .p = p,
+        .xhat = with_xhat ? xhat : Tensor(), .rstd = rstd};
+    return compute_by_patches(PatchOp::forward, block, tensors, scratch);
+  }
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block", [&] {
     using T = scalar_t;
     const Convolution<T> conv(block, 1, 1);
@@ -117,10 +125,18 @@ void conv_block_backward_into(
   const auto [need_a, need_parameters] = needs;
   const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
   const Tensor gamma = block.affine("gamma", gamma_in), beta = block.affine("beta", beta_in);
-  const Tensor gp = block.pooled("gp", gp_in), xhat = block.output("xhat", xhat_in);
+  const bool few = few_channels(block);
+  const Tensor gp = block.pooled("gp", gp_in);
+  const Tensor xhat = few && xhat_in.numel() == 0 ? Tensor() : block.output("xhat", xhat_in);
   const Tensor rstd = block.statistic("rstd", rstd_in);
   block.check_input_result("ga", ga, need_a);
   block.check_parameter_results(gw, ggamma, gbeta, need_parameters);
+  if (few) {
+    PatchTensors tensors = {.a = a, .w = w, .gamma = gamma, .beta = beta, .gp = gp};
+    if (need_a) tensors.ga = ga;
+    if (need_parameters) tensors.gw = gw, tensors.ggamma = ggamma, tensors.gbeta = gbeta;
+    return compute_by_patches(PatchOp::backward, block, tensors, scratch);
+  }
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward", [&] {
     using T = scalar_t;
     const Convolution<T> conv(block, 2, 1);

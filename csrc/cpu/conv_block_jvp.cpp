@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "patch_ops.h"
 
 namespace fastmtt {
 namespace {
@@ -79,15 +80,27 @@ void conv_block_jvp_into(
   const Tensor gamma_dot = block.affine("gamma_dot", gamma_dot_in);
   const Tensor beta = block.affine("beta", beta_in);
   const Tensor beta_dot = block.affine("beta_dot", beta_dot_in);
-  const bool given = xhat_in && rstd_in;
+  const bool given = xhat_in && rstd_in, few = few_channels(block);
+  const auto wanted = [&](const Tensor& output) { return !few || output.numel() > 0; };
   block.check_pooled_result("p", p);
   block.check_pooled_result("p_dot", p_dot);
-  block.check_output_result("xhat_dot", xhat_dot);
+  block.check_output_result("xhat_dot", xhat_dot, wanted(xhat_dot));
   block.check_statistic_result("rstd_dot", rstd_dot);
-  block.check_output_result("xhat", new_xhat, !given);
+  block.check_output_result("xhat", new_xhat, !given && wanted(new_xhat));
   block.check_statistic_result("rstd", new_rstd, !given);
-  const Tensor xhat = given ? block.output("xhat", *xhat_in) : new_xhat;
+  const Tensor xhat = !given ? new_xhat
+      : wanted(*xhat_in)     ? block.output("xhat", *xhat_in)
+                             : *xhat_in;
   const Tensor rstd = given ? block.statistic("rstd", *rstd_in) : new_rstd;
+  if (few) {
+    PatchTensors tensors = {
+        .a = a, .a_dot = a_dot, .w = w, .w_dot = w_dot, .gamma = gamma, .gamma_dot = gamma_dot,
+        .beta = beta, .beta_dot = beta_dot, .p = p, .p_dot = p_dot, .rstd_dot = rstd_dot};
+    if (wanted(xhat_dot)) tensors.xhat_dot = xhat_dot;
+    if (!given && wanted(xhat)) tensors.xhat = xhat;
+    if (!given) tensors.rstd = rstd;
+    return compute_by_patches(PatchOp::jvp, block, tensors, scratch);
+  }
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_jvp", [&] {
     using T = scalar_t;
     const Convolution<T> conv(block, 2, 2);
@@ -172,12 +185,27 @@ void conv_block_backward_jvp_into(
   const Tensor gamma = block.affine("gamma", gamma_in);
   const Tensor gamma_dot = block.affine("gamma_dot", gamma_dot_in);
   const Tensor beta = block.affine("beta", beta_in);
-  const Tensor xhat = block.output("xhat", xhat_in), rstd = block.statistic("rstd", rstd_in);
-  const Tensor xhat_dot = block.output("xhat_dot", xhat_dot_in);
+  const bool few = few_channels(block);
+  const auto output = [&](const char* name, const Tensor& t) {
+    return few && t.numel() == 0 ? Tensor() : block.output(name, t);
+  };
+  const Tensor xhat = output("xhat", xhat_in), rstd = block.statistic("rstd", rstd_in);
+  const Tensor xhat_dot = output("xhat_dot", xhat_dot_in);
   const Tensor rstd_dot = block.statistic("rstd_dot", rstd_dot_in);
   block.check_input_result("ga_dot", ga_dot, need_a_dot);
   block.check_input_result("ga", ga, need_a);
   block.check_parameter_results(gw_dot, ggamma_dot, gbeta_dot, need_parameters);
+  if (few) {
+    PatchTensors tensors = {
+        .a = a, .a_dot = a_dot, .w = w, .w_dot = w_dot, .gamma = gamma, .gamma_dot = gamma_dot,
+        .beta = beta, .gp = gp, .gp_dot = gp_dot};
+    if (need_parameters) {
+      tensors.gw = gw_dot, tensors.ggamma = ggamma_dot, tensors.gbeta = gbeta_dot;
+    }
+    if (need_a) tensors.ga = ga;
+    if (need_a_dot) tensors.ga_dot = ga_dot;
+    return compute_by_patches(PatchOp::backward_jvp, block, tensors, scratch);
+  }
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "fastmtt::conv_block_backward_jvp", [&] {
     using T = scalar_t;
     const Convolution<T> conv(block, 3, 1);

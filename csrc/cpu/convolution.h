@@ -23,7 +23,6 @@ namespace fastmtt {
 constexpr int64_t kChunkBytes = int64_t(1) << 22;
 // A group of images is what one thread takes through a whole op by itself, in its second-level
 // cache, `kWide` panels of products at a time.
-constexpr int64_t kWide = 4;
 
 template <typename T>
 Panels<const T> constant(const Panels<T>& m) {
@@ -84,40 +83,35 @@ struct Sum {
 template <typename T>
 class Convolution {
  public:
-  // A convolution of less than a panel of channels, as a network's first, stays in float32: with
-  // that rounded too, meta-gradients err more than twice as much as autocast's.
   // operands, products: how many lifted images and products an op holds at a time.
   Convolution(const Block& block, int64_t operands, int64_t products)
-      : kernels(fastmtt::kernels<T>(block.bf16 && block.in >= kLanes<T>)) {
+      : kernels(fastmtt::kernels<T>(block.bf16)) {
     g.height = block.height;
     g.width = block.width;
     g.in = block.in;
     g.out = block.out;
-    g.direct = block.in < kLanes<T>;
-    g.positions = g.direct ? 1 : kPoints * kPoints;
-    g.down = g.direct ? block.height : at::divup(block.height, kTile);
-    g.across = g.direct ? block.width : at::divup(block.width, kTile);
+    g.positions = kPoints * kPoints;
+    g.down = at::divup(block.height, kTile);
+    g.across = at::divup(block.width, kTile);
     g.rows = padded(g.down * g.across);
-    g.depth = padded(g.direct ? 9 * block.in : block.in);
+    g.depth = padded(block.in);
     const int64_t panel = g.positions * g.rows * kLanes<T>;  // of an image, in elements
     const int64_t widest = std::max(in_panels(), out_panels());
     const int64_t most = std::max<int64_t>(1, kChunkBytes / (panel * widest * sizeof(T)));
     chunk = at::divup(block.batch, at::divup(block.batch, most));
     const int64_t held =
-        panel * (operands * widest * kernels.element + products * wide() * sizeof(T));
+        panel * (operands * widest * kernels.element + products * kWide * sizeof(T));
     const int64_t fill = std::max<int64_t>(1, kernels.rows_at_once / g.rows);
     const int64_t most_held = kernels.cache / held;
     group = std::clamp<int64_t>(most_held < fill ? most_held : most_held / fill * fill, 1, chunk);
   }
 
   int64_t padded(int64_t n) const { return at::divup(n, kernels.group) * kernels.group; }
-  int64_t in_panels() const { return at::divup(g.direct ? 9 * g.in : g.in, kLanes<T>); }
+  int64_t in_panels() const { return at::divup(g.in, kLanes<T>); }
   int64_t out_panels() const { return at::divup(g.out, kLanes<T>); }
   int64_t beside(int64_t panels) const {
     return at::divup(panels, kernels.beside) * kernels.beside;
   }
-  // Panels of products at a time. Patches are put together from all of theirs.
-  int64_t wide() const { return g.direct ? std::max(kWide, in_panels()) : kWide; }
   int64_t present(int64_t channels, int64_t panel) const {
     return std::min(kLanes<T>, channels - panel * kLanes<T>);
   }
@@ -127,10 +121,10 @@ class Convolution {
     return operand(arena, group * g.rows, beside(in_panels()));
   }
   Panels<T> products_group(Arena& arena) const {
-    return room<T>(arena, group * g.rows, wide(), sizeof(T));
+    return room<T>(arena, group * g.rows, kWide, sizeof(T));
   }
   T* scratch(Arena& arena) const {
-    const int64_t bordered = g.direct ? 0 : (g.down * kTile + 2) * (g.across * kTile + 2);
+    const int64_t bordered = (g.down * kTile + 2) * (g.across * kTile + 2);
     return static_cast<T*>(arena.take(std::max(kScratch * g.area(), bordered) * kPanelBytes));
   }
   // All threads', for a chunk of images and for filters.
@@ -181,7 +175,7 @@ class Convolution {
 
   // Images' inputs to rows of v, from `row` on.
   void lift(const T* images, int64_t count, const Operand& v, int64_t row, bool pairs) const {
-    const int64_t parts = g.direct ? 1 : in_panels();  // patches take all channels at once
+    const int64_t parts = in_panels();
     for (int64_t i = 0; i < count * parts; ++i) {
       const int64_t image = i / parts;
       kernels.lift(
@@ -197,7 +191,6 @@ class Convolution {
   void multiply_flipped(int64_t count, const Sum<T>& sum, T* images, T* scratch) const {
     for_products(
         count, padded(g.out), in_panels(), {sum}, [&](int64_t image, int64_t panel, int64_t at) {
-          if (g.direct && panel > 0) return;  // the first stands for all
           kernels.lift_transposed(
               g, constant(sum.m), image * g.rows, at, present(g.in, panel),
               images + image * g.area() * g.in + panel * kLanes<T>, scratch);
@@ -246,8 +239,8 @@ class Convolution {
   void for_products(
       int64_t count, int64_t depth, int64_t panels, std::initializer_list<Sum<T>> sums,
       const Use& use) const {
-    for (int64_t first = 0; first < panels; first += wide()) {
-      const int64_t width = std::min(wide(), panels - first);
+    for (int64_t first = 0; first < panels; first += kWide) {
+      const int64_t width = std::min(kWide, panels - first);
       for (const Sum<T>& sum : sums) {
         std::array<Product, 2> products;
         std::transform(

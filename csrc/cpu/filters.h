@@ -1,6 +1,6 @@
 // Filters [3,3,in,out] to the matrices of products, and the cotangents of those back. A block is
-// kLength of U's rows, or of its transpose's columns: input channels (direct: taps and channels),
-// whose filters lie together in memory. What is direct is never rounded, so that kGroup is 1.
+// kLength of U's rows, or of its transpose's columns: input channels, whose filters lie together in
+// memory.
 
 #pragma once
 
@@ -25,20 +25,18 @@ struct Filters : Operands<Op> {
   template <typename Load>
   FASTMTT_INLINE_HERE static void put_rows(
       const Grid& g, const Operand& u, int64_t panel, int64_t k, const Load& load) {
-    if (g.direct) return load(0, 0).store(Operands<Exact<T>>::at(u, 0, panel, k));
     Operands<Op>::template transform_group<ToFilter>(
         [&](int i, int y, int x) FASTMTT_HERE { return load(y * 3 + x, i); },
         [&](int q, const Row* rows) FASTMTT_HERE { put(rows, u, q, panel, k, true); });
   }
 
   static void to_rows(const Grid& g, const T* w, int64_t block, Operand u) {
-    const int64_t inputs = g.direct ? 9 * g.in : g.in;
     const int64_t first = block * kLength, left = g.depth - first;
     for (int64_t panel = 0; panel < panels_of(g.out); ++panel) {
       const int64_t count = present(g.out, panel);
       for (int64_t k = first; k < first + (left < kLength ? left : kLength); k += kGroup) {
         put_rows(g, u, panel, k, [&](int64_t tap, int i) FASTMTT_HERE {
-          if (k + i >= inputs) return Row::all(0);
+          if (k + i >= g.in) return Row::all(0);
           const T* from = w + (tap * g.in + k + i) * g.out + panel * kLength;
           __builtin_prefetch(from + kLength);  // the next panel's
           return Row::load(from, count);
@@ -49,12 +47,11 @@ struct Filters : Operands<Op> {
 
   // U^T, whose rows are output channels.
   static void to_columns(const Grid& g, const T* w, int64_t block, Operand u) {
-    const int64_t inputs = g.direct ? 9 * g.in : g.in, taps = g.direct ? 1 : 9;
-    const int64_t rows = (g.out + kGroup - 1) / kGroup * kGroup, present_in = present(inputs, block);
+    const int64_t rows = (g.out + kGroup - 1) / kGroup * kGroup, present_in = present(g.in, block);
     for (int64_t panel = 0; panel < panels_of(g.out); ++panel) {
       const int64_t count = present(g.out, panel), first = panel * kLength;
       Row square[9][kLength];
-      for (int64_t tap = 0; tap < taps; ++tap) {
+      for (int64_t tap = 0; tap < 9; ++tap) {
         for (int64_t l = 0; l < kLength; ++l) {
           const T* from = w + (tap * g.in + block * kLength + l) * g.out + first;
           square[tap][l] = l < present_in ? Row::load(from, count) : Row::all(0);
@@ -71,16 +68,12 @@ struct Filters : Operands<Op> {
   }
 
   static void from_rows(const Grid& g, Panels<const T> gu, int64_t block, T* gw) {
-    const int64_t count = present(g.direct ? 9 * g.in : g.in, block);
+    const int64_t count = present(g.in, block);
     for (int64_t panel = 0; panel < panels_of(g.out); ++panel) {
       const int64_t present_out = present(g.out, panel);
       for (int64_t k = block * kLength; k < block * kLength + count; ++k) {
         const T* from = gu.data + panel * gu.panel + k * kLength;
         T* to = gw + k * g.out + panel * kLength;
-        if (g.direct) {
-          Row::load(from).store(to, present_out);
-          continue;
-        }
         transform<FromFilter, T>(
             [&](int y, int x) FASTMTT_HERE {
               return Row::load(from + (y * kPoints + x) * gu.position);

@@ -1,6 +1,7 @@
 // Which of the compiled kernels this processor runs.
 
 #include "kernels.h"
+#include "patch_kernels.h"
 
 #include <ATen/Version.h>
 
@@ -15,16 +16,19 @@
 
 namespace fastmtt {
 
-#define FASTMTT_DECLARE(isa)               \
-  const Kernels<float>& isa##_float();     \
-  const Kernels<double>& isa##_double();   \
-  const Kernels<float>& isa##_rounded();
+#define FASTMTT_DECLARE(isa)                            \
+  const Kernels<float>& isa##_float();                  \
+  const Kernels<double>& isa##_double();                \
+  const Kernels<float>& isa##_rounded();                \
+  const PatchKernels<float>& isa##_patches_float();     \
+  const PatchKernels<double>& isa##_patches_double();
 FASTMTT_DECLARE(portable)
 FASTMTT_DECLARE(avx2)
 FASTMTT_DECLARE(avx512)
 #undef FASTMTT_DECLARE
 const Kernels<float>& avx512_bfloat16();
 const Kernels<float>& amx_bfloat16();
+const PatchKernels<float>& amx_patches();
 
 namespace {
 
@@ -55,6 +59,16 @@ bool tiles() {
 }
 #endif
 
+bool has_tiles() {
+#ifdef __x86_64__
+  static const bool found = capability() == "AVX512" &&
+      __builtin_cpu_supports("avx512bf16") && tiles();
+  return found;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 template <>
@@ -62,8 +76,7 @@ const Kernels<float>& kernels<float>(bool bf16) {
 #ifdef __x86_64__
   if (capability() == "AVX512") {
     if (bf16 && __builtin_cpu_supports("avx512bf16")) {
-      static const bool has_tiles = tiles();
-      return has_tiles ? amx_bfloat16() : avx512_bfloat16();
+      return has_tiles() ? amx_bfloat16() : avx512_bfloat16();
     }
     return bf16 ? avx512_rounded() : avx512_float();
   }
@@ -79,6 +92,25 @@ const Kernels<double>& kernels<double>(bool) {
   if (capability() == "AVX2") return avx2_double();
 #endif
   return portable_double();
+}
+
+template <>
+const PatchKernels<float>& patch_kernels<float>(bool bf16) {
+#ifdef __x86_64__
+  if (bf16 && has_tiles()) return amx_patches();
+  if (capability() == "AVX512") return avx512_patches_float();
+  if (capability() == "AVX2") return avx2_patches_float();
+#endif
+  return portable_patches_float();
+}
+
+template <>
+const PatchKernels<double>& patch_kernels<double>(bool) {
+#ifdef __x86_64__
+  if (capability() == "AVX512") return avx512_patches_double();
+  if (capability() == "AVX2") return avx2_patches_double();
+#endif
+  return portable_patches_double();
 }
 
 }  // namespace fastmtt

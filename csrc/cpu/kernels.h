@@ -9,8 +9,8 @@
 //   input gradient   gV = Z U^T        ga = lift^T(gV)        where Z = lower^T(gz)
 //   weight gradient  gU = V^T Z        gw = (filters to U)^T(gU)
 //
-// Two algorithms (Grid::direct): Winograd's F(4x4, 3x3), with 36 positions and a row for each 4x4
-// tile of the output, and, for a few input channels, 3x3 patches of pixels as rows: one position.
+// The algorithm is Winograd's F(4x4, 3x3), with 36 positions and a row for each 4x4 tile of the
+// output. Where there are few input channels there is another (patch_kernels.h).
 //
 // Matrices lie in panels of 64 bytes of channels: [position][panel][row][lane]. A panel of an image
 // fits the first-level cache, so that the norm, the ReLU and the pool are passes over that.
@@ -22,9 +22,12 @@
 namespace fastmtt {
 
 constexpr int64_t kPanelBytes = 64;
+constexpr double kEps = 1e-5;  // of the norm's variance
 
 template <typename T>
 constexpr int64_t kLanes = kPanelBytes / sizeof(T);
+
+constexpr int64_t kWide = 4;  // panels of products at a time
 
 constexpr int64_t kPoints = 6;  // of the Winograd transform, in each direction
 constexpr int64_t kTile = 4;
@@ -33,11 +36,10 @@ constexpr int64_t kTile = 4;
 struct Grid {
   int64_t height, width;    // of images and outputs
   int64_t in, out;          // channels
-  bool direct;              // 3x3 patches as rows, else Winograd tiles
-  int64_t positions;        // matrices: 36, or 1
-  int64_t down, across;     // tiles in either direction; direct: pixels
+  int64_t positions;        // matrices
+  int64_t down, across;     // tiles in either direction
   int64_t rows;             // of an image, with padding to the kernels' `group`
-  int64_t depth;            // columns of V: `in`, or 9 `in`, with padding to `group`
+  int64_t depth;            // columns of V: `in`, with padding to `group`
 
   int64_t area() const { return height * width; }
   int64_t pooled_height() const { return height / 2; }
@@ -116,7 +118,7 @@ struct Kernels {
       const Product* products, int64_t count, int64_t position, int64_t begin, int64_t end,
       int64_t rows, int64_t panels, Panels<T> c, bool add);
 
-  // One panel of an image [H,W,in] (direct: the image) to rows, paired or not.
+  // One panel of an image [H,W,in] to rows, paired or not.
   void (*lift)(const Grid&, const T* image, int64_t panel, Operand v, int64_t row, bool pairs);
   void (*lift_transposed)(
       const Grid&, Panels<const T> gv, int64_t row, int64_t panel, int64_t count, T* ga,
@@ -134,8 +136,7 @@ struct Kernels {
   void (*backward_jvp)(Grid, Backward<T>, BackwardJvp<T>);
 };
 
-// The kernels for this processor; with bf16, operands are rounded to bfloat16 and summed in float
-// (convolution.h: but for a convolution of few channels).
+// The kernels for this processor; with bf16, operands are rounded to bfloat16 and summed in float.
 template <typename T>
 const Kernels<T>& kernels(bool bf16);
 

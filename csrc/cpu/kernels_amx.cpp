@@ -14,8 +14,8 @@
 #define FASTMTT_REGISTERS 32
 #define FASTMTT_BFLOAT16
 
+#include "split_strips.h"
 #include "table.h"
-#include "tiles.h"
 
 namespace fastmtt {
 namespace amx {
@@ -35,5 +35,6 @@ constexpr Kernels<float> kTiles = in_tiles();
 }  // namespace amx
 
 const Kernels<float>& amx_bfloat16() { return amx::kTiles; }
+const PatchKernels<float>& amx_patches() { return amx::kPatchTable<amx::SplitStrips>; }
 }  // namespace fastmtt
 #endif

@@ -18,5 +18,11 @@ namespace fastmtt {
 const Kernels<float>& avx2_float() { return avx2::kTable<avx2::Exact<float>>; }
 const Kernels<double>& avx2_double() { return avx2::kTable<avx2::Exact<double>>; }
 const Kernels<float>& avx2_rounded() { return avx2::kTable<avx2::Rounded>; }
+const PatchKernels<float>& avx2_patches_float() {
+  return avx2::kPatchTable<avx2::ExactStrips<float>>;
+}
+const PatchKernels<double>& avx2_patches_double() {
+  return avx2::kPatchTable<avx2::ExactStrips<double>>;
+}
 }  // namespace fastmtt
 #endif

@@ -18,5 +18,11 @@ namespace fastmtt {
 const Kernels<float>& avx512_float() { return avx512::kTable<avx512::Exact<float>>; }
 const Kernels<double>& avx512_double() { return avx512::kTable<avx512::Exact<double>>; }
 const Kernels<float>& avx512_rounded() { return avx512::kTable<avx512::Rounded>; }
+const PatchKernels<float>& avx512_patches_float() {
+  return avx512::kPatchTable<avx512::ExactStrips<float>>;
+}
+const PatchKernels<double>& avx512_patches_double() {
+  return avx512::kPatchTable<avx512::ExactStrips<double>>;
+}
 }  // namespace fastmtt
 #endif

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "patches.h"
+#include "operands.h"
 
 namespace fastmtt {
 namespace FASTMTT_ISA {
@@ -30,7 +30,6 @@ struct Lifting : Operands<Op> {
 
   static void lift(
       const Grid& g, const T* image, int64_t panel, Operand v, int64_t row, bool pairs) {
-    if (g.direct) return Patches<T>::lift(g, image, v, row);
     const int64_t count = present(g.in, panel);
     image += panel * kLength;
     for (int64_t tile = 0; tile < g.rows; tile += kGroup) {
@@ -51,7 +50,6 @@ struct Lifting : Operands<Op> {
   static void lift_transposed(
       const Grid& g, Panels<const T> gv, int64_t row, int64_t panel, int64_t count, T* ga,
       T* scratch) {
-    if (g.direct) return Patches<T>::lift_transposed(g, gv, row, ga);
     // the tiles' squares with a border of one: every pixel of them has a place
     const int64_t width = g.across * kTile + 2;
     const int64_t size = (g.down * kTile + 2) * width * kLength;
@@ -80,7 +78,6 @@ struct Lifting : Operands<Op> {
   static const T* lower(
       const Grid& g, Panels<const T> m, int64_t row, int64_t panel, T* scratch) {
     const T* from = m.data + panel * m.panel + row * kLength;
-    if (g.direct) return from;
     for (int64_t tile = 0; tile < g.down * g.across; ++tile, from += kLength) {
       const int64_t top = tile / g.across * kTile, left = tile % g.across * kTile;
       transform<ToOutputs, T>(
@@ -95,15 +92,6 @@ struct Lifting : Operands<Op> {
     return scratch;
   }
 
-  // Where to write cotangents of outputs: a direct convolution's rows are these very numbers, and
-  // in pairs the same.
-  static T* place_for(
-      const Grid& g, const Operand& z, const Operand& z_pairs, int64_t row, int64_t panel,
-      T* scratch) {
-    const Operand& rows = z.data != nullptr ? z : z_pairs;
-    return g.direct && rows.data != nullptr ? Operands<Exact<T>>::at(rows, 0, panel, row) : scratch;
-  }
-
   // Cotangents of outputs [pixel][lane] to rows: plain, in pairs, or both.
   static void lower_transposed(
       const Grid& g, const T* gz, const Operand& z, const Operand& z_pairs, int64_t row,
@@ -112,7 +100,6 @@ struct Lifting : Operands<Op> {
       if (z.data != nullptr) put(rows, z, position, panel, at, false);
       if (z_pairs.data != nullptr) put(rows, z_pairs, position, panel, at, true);
     };
-    if (g.direct) return;
     for (int64_t tile = 0; tile < g.rows; tile += kGroup) {
       const Corners at(g, tile);
       Operands<Op>::template transform_group<FromOutputs>(

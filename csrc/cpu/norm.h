@@ -9,8 +9,6 @@ namespace fastmtt {
 namespace FASTMTT_ISA {
 namespace {
 
-constexpr double kEps = 1e-5;
-
 template <typename Op>
 struct Norm : Passes<Op> {
   using typename Passes<Op>::T;

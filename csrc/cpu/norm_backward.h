@@ -49,7 +49,7 @@ struct NormBackward : Passes<Op> {
   template <typename Count>
   static void backward(Grid g, Backward<T> b, Count count) {
     T* xhat = b.scratch;
-    T* gz = Lifting<Op>::place_for(g, b.z, b.z_pairs, b.row, b.panel, xhat + g.area() * kLength);
+    T* gz = xhat + g.area() * kLength;
     const Row gamma = Row::load(b.gamma, count), beta = Row::load(b.beta, count);
     const auto open = [&](const Row& here, int64_t pooled) FASTMTT_HERE {
       return where_positive(affine(here, gamma, beta), Row::load(b.gp + pooled, count));
@@ -81,9 +81,7 @@ struct NormBackward : Passes<Op> {
   static void backward_jvp(Grid g, Backward<T> b, BackwardJvp<T> j, Count count) {
     const int64_t size = g.area() * kLength;
     T *xhat = b.scratch, *xhat_dot = xhat + size;
-    T* gz = Lifting<Op>::place_for(g, b.z, b.z_pairs, b.row, b.panel, xhat + 2 * size);
-    T* gz_dot =
-        Lifting<Op>::place_for(g, j.z_dot, j.z_dot_pairs, b.row, b.panel, xhat + 3 * size);
+    T *gz = xhat + 2 * size, *gz_dot = xhat + 3 * size;
     const Row gamma = Row::load(b.gamma, count), beta = Row::load(b.beta, count);
     const auto open = [&](const Row& here, int64_t pooled, Row* gn) FASTMTT_HERE {
       const Row value = affine(here, gamma, beta);

@@ -5,6 +5,7 @@
 #include "filters.h"
 #include "norm.h"
 #include "norm_backward.h"
+#include "patch_block.h"
 #include "products.h"
 
 namespace fastmtt {

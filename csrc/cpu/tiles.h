@@ -18,6 +18,10 @@ constexpr int64_t kPairs = 16;  // most pairs of terms in a tile
 constexpr int64_t kTerms = 2 * kPairs;
 constexpr int64_t kRowBytes = 64;
 
+// What was stored as vectors is in memory before a tile is loaded from there: the compiler does not
+// see that a tile's load reads memory.
+FASTMTT_INLINE_HERE void before_tiles() { __asm__ volatile("" ::: "memory"); }
+
 // Shapes of the eight tiles, for as long as this lives in a thread.
 class Shapes {
  public:
@@ -26,7 +30,10 @@ class Shapes {
     uint16_t bytes[16] = {};
     uint8_t rows[16] = {};
   };
-  explicit Shapes(const Layout& layout) { _tile_loadconfig(&layout); }
+  explicit Shapes(const Layout& layout) {
+    before_tiles();
+    _tile_loadconfig(&layout);
+  }
   ~Shapes() { _tile_release(); }
   Shapes(const Shapes&) = delete;
   Shapes& operator=(const Shapes&) = delete;
@@ -36,10 +43,6 @@ inline void shape(Shapes::Layout& layout, int tile, int64_t rows, int64_t bytes)
   layout.rows[tile] = static_cast<uint8_t>(rows);
   layout.bytes[tile] = static_cast<uint16_t>(bytes);
 }
-
-// What was stored as vectors is in memory before a tile is loaded from there: the compiler does not
-// see that a tile's load reads memory.
-FASTMTT_INLINE_HERE void before_tiles() { __asm__ volatile("" ::: "memory"); }
 
 // Tiles 0 to 3 are sums: up to 2 by 2 in `multiply`, 1 by 4 where rows are summed over. Their
 // numbers are part of the instructions, hence the macros.
@@ -220,8 +223,6 @@ inline void multiply_transposed_in_tiles(
     }
   }
 }
-
-#undef FASTMTT_FOR_SUMS
 
 }  // namespace
 }  // namespace FASTMTT_ISA

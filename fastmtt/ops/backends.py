@@ -153,6 +153,15 @@ def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
     return into[0] if count == 1 else tuple(into[:count])
 
 
+def without_outputs(a: Tensor) -> bool:
+    """Whether a block of these inputs needs none of its normalised outputs.
+
+    The CPU's kernels compute them anew from patches of few channels, sooner than they could be
+    read. ``xhat`` and ``xhat_dot`` may then be empty tensors, as results and as arguments.
+    """
+    return a.shape[-1] * a.element_size() < 64 and _serving("conv_block", (a,)) == "cpu"
+
+
 def on_device(like: Tensor) -> AbstractContextManager[object]:
     """Within, a GPU's tensor is on the current device: Triton launches and graphs record there."""
     return torch.cuda.device(like.device) if like.is_cuda else nullcontext()

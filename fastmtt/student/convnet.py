@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmtt import ops
+from fastmtt.ops import backends
 from fastmtt.student.base import EVERYTHING, Needs, Student, TapeOption
 from fastmtt.student.heads import LossFunction, make_head
 from fastmtt.student.packing import Block, packed_order, split_packed
@@ -299,13 +300,17 @@ class ConvNetStudent(Student):
     def _outputs(
         self, i: int, a: Tensor, block: Block, room: Room, part: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Places for block i's pooled output, normalised output and 1/std, the latter in room."""
+        """Places for block i's pooled output, normalised output and 1/std, the latter in room.
+
+        The normalised output is empty where no op needs it.
+        """
         students, images, height, width, _ = a.shape
         channels = block.w.shape[-1]
         pooled = students, images, height // 2, width // 2, channels
+        outputs = students, images, height, width, channels
         return (
             self.room.tensor(("p", i), pooled, a),
-            room.tensor(("xhat", i, part), (students, images, height, width, channels), a),
+            room.tensor(("xhat", i, part), (0,) if backends.without_outputs(a) else outputs, a),
             room.tensor(("rstd", i, part), (students, images, channels), a),
         )
 

@@ -13,7 +13,7 @@ from block_contract import (
     calls,
     error,
 )
-from tolerances import FORMULA, REPLAYED_MASKS_32, TIMES_BF16_ROUNDING, TIMES_TORCH
+from tolerances import FORMULA, REPLAYED_MASKS_32, TIMES_BF16_ROUNDING, TIMES_TORCH, TWO_HALVES
 
 from fastmtt.ops import reference, reference_block
 
@@ -28,6 +28,8 @@ def compiled(op):
 
 
 class TestCpu(BlockOps):
+    unrounded = TWO_HALVES
+
     def run(self, op, *args, into=None):
         packet = getattr(torch.ops.fastmtt, op)
         if into is None:
@@ -90,6 +92,24 @@ def test_bf16_errs_as_bfloat16_does(shape):
         for got, own, want in zip(compiled(op)(*args, True), rounded, truth, strict=True):
             off, allowed = (got - want).norm(), TIMES_BF16_ROUNDING * (own - want).norm()
             assert off <= allowed + REPLAYED_MASKS_32 * want.norm(), (op, off / allowed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_outputs_of_few_channels_may_be_left_out(dtype):
+    """Empty in place of xhat and xhat_dot, as results and as arguments: the same bits."""
+    v = arguments((2, 3, 9, 8, 5, 40), dtype=dtype)
+    for op, args in calls(v):
+        names = [n for n in ("xhat", "xhat_dot", "still_dot") if any(arg is v[n] for arg in args)]
+        left_out = [v["a"].new_empty(0) if any(x is v[n] for n in names) else x for x in args]
+        if op == "conv_block_jvp":
+            left_out = args
+        whole = compiled(op)(*args)
+        places = [
+            r.new_empty(0) if r.shape == v["xhat"].shape else torch.full_like(r, -1) for r in whole
+        ]
+        compiled(op).into(*left_out, False, *places)
+        for got, want in zip(places, whole, strict=True):
+            assert torch.equal(got, want) or got.shape == (0,), op
 
 
 @pytest.mark.parametrize("bf16", [False, True])
