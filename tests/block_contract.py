@@ -206,8 +206,6 @@ class BlockOps:
         """The same bits whatever a tape kept."""
         v = self.arguments(shape, dtype)
         v["p"], v["xhat"], v["rstd"] = self.run("conv_block", *pick(v, "a w gamma beta"))
-        if shape[4] < 8:  # as a network's first block, whose input has no tangent
-            v["a_dot"] = None
         dots = "a a_dot w w_dot gamma gamma_dot beta"
         fresh = self.run("conv_block_jvp", *pick(v, f"{dots} beta_dot"), None, None)
         given = self.run("conv_block_jvp", *pick(v, f"{dots} beta_dot xhat rstd"))

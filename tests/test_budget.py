@@ -23,8 +23,9 @@ def network():
 
 @pytest.fixture
 def unpadded(monkeypatch):
-    """Rows as a CPU has them, and no scratch, as on a GPU."""
+    """Rows as a CPU has them; no scratch, and every block's outputs, as on a GPU."""
     monkeypatch.setattr("fastmtt.sweeps._ALIGNED", 1)
+    monkeypatch.setattr("fastmtt.ops.backends.without_outputs", lambda *_: False)
     monkeypatch.setattr(Room, "scratch", lambda *_: torch.empty(0, dtype=torch.uint8))
 
 

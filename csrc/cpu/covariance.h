@@ -84,7 +84,7 @@ struct Covariance {
   // The image's numbers in double, its first and last column of pixels as lines, correlations.
   struct Sizes {
     explicit Sizes(const Grid& g)
-        : channels(g.columns / 9),
+        : channels(g.tangents() ? 2 * g.in : g.in),
           border(Correlation::border(channels)),
           stride(parts(g.width * channels, kEight) * kEight + 2 * border),
           column(parts(g.height * channels, kEight) * kEight + 2 * border) {}
@@ -97,9 +97,22 @@ struct Covariance {
     return sizes.image(g) + 2 * sizes.column + sizes.correlations() + sizes.stride;
   }
 
-  // means: [depth], zero beyond the patches; covariance: [depth / 8][depth][8], likewise.
+  // means: [depth], covariance: [depth / 8][depth][8], zero where there are no patches.
   static void compute(
       const Grid& g, const PatchImage<T>& image, double* room, double* means, double* covariance) {
+    __builtin_memset(means, 0, g.depth * sizeof(double));
+    __builtin_memset(covariance, 0, g.depth * g.depth * sizeof(double));
+    if (g.tangents()) add(g, g, image, room, means, covariance);
+    // what belongs to the image alone has the same bits without a tangent
+    const Grid alone(g.height, g.width, g.in, g.out, false);
+    add(alone, g, image, room, means, covariance);
+  }
+
+ private:
+  // Of the columns of `g`, to where they are among those of `all`.
+  static void add(
+      const Grid& g, const Grid& all, const PatchImage<T>& image, double* room, double* means,
+      double* covariance) {
     const Sizes sizes(g);
     const int64_t ch = sizes.channels, size = Correlation::numbers(ch);
     double* wide = room + sizes.border;
@@ -133,13 +146,14 @@ struct Covariance {
     };
     means_of(g, sizes, wide, sums + sizes.correlations(), means);
     const double share = 1.0 / static_cast<double>(g.area);
-    __builtin_memset(covariance, 0, g.depth * g.depth * sizeof(double));
     const auto put = [&](int64_t row, int64_t column, double value) {
-      covariance[(column / kEight * g.depth + row) * kEight + column % kEight] = value;
+      covariance[(column / kEight * all.depth + row) * kEight + column % kEight] = value;
     };
-    for (int64_t i = 0; i < g.columns; ++i) {
+    for (int64_t i = 0; i < g.used; ++i) {
+      if (i == g.taps) continue;
       const Column a(g, i);
       for (int64_t j = 0; j <= i; ++j) {
+        if (j == g.taps) continue;
         const Column b(g, j);
         const double about =
             share * sum(a.y, a.x, a.channel, b.y, b.x, b.channel) - means[i] * means[j];
@@ -149,13 +163,14 @@ struct Covariance {
     }
   }
 
- private:
   // A column of patches: its tap, and its channel among those of the image and of its tangent.
   struct Column {
-    Column(const Grid& g, int64_t k)
-        : y(k % g.taps / g.in / 3),
-          x(k % g.taps / g.in % 3),
-          channel(k / g.taps * g.in + k % g.in) {}
+    Column(const Grid& g, int64_t k) {
+      const int64_t of_own = k > g.taps ? k - g.taps - 1 : k, tap = of_own / g.in;
+      y = tap / 3;
+      x = tap % 3;
+      channel = of_own % g.in + (k > g.taps ? g.in : 0);
+    }
     int64_t y, x, channel;
   };
 
@@ -166,7 +181,7 @@ struct Covariance {
     for (int64_t y = 0; y < g.height; ++y) {
       double* to = wide + y * sizes.stride;
       const T* row = image.a + y * g.width * g.in;
-      if (image.a_dot == nullptr) {
+      if (!g.tangents()) {
         for (int64_t k = 0; k < g.width * g.in; ++k) to[k] = row[k];
       } else {
         const T* dots = image.a_dot + y * g.width * g.in;
@@ -196,7 +211,6 @@ struct Covariance {
       }
       total.store(line + j);
     }
-    for (int64_t k = 0; k < g.depth; ++k) means[k] = 0;
     for (int64_t y = 0; y < 3; ++y) {
       const double* left_out = y == 0 ? bottom : top;
       double sums[2 * kLanes<T>] = {};
@@ -204,9 +218,9 @@ struct Covariance {
       for (int64_t k = 0; k < length; k += ch) {
         for (int64_t c = 0; c < ch; ++c) sums[c] += seen(k + c);
       }
-      for (int64_t k = 0; k < g.columns; ++k) {
+      for (int64_t k = 0; k < g.used; ++k) {
         const Column column(g, k);
-        if (column.y != y) continue;
+        if (k == g.taps || column.y != y) continue;
         const int64_t c = column.channel;
         const double edge = column.x == 0 ? seen(length - ch + c) : column.x == 2 ? seen(c) : 0;
         means[k] = (sums[c] - edge) / static_cast<double>(g.area);

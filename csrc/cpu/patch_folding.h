@@ -78,7 +78,7 @@ struct Folding {
       for (int64_t j = 0; j < g.taps; ++j) {
         by_gamma = fused(forms.a(j), sums.quarter(j), by_gamma);
       }
-      const Eight all = sums.quarter(g.columns);
+      const Eight all = sums.quarter(g.taps);
       if (image.gw != nullptr) {
         give(by_gamma, image.ggamma, c);
         give(all, image.gbeta, c);
@@ -97,12 +97,12 @@ struct Folding {
       const Sums dots(*this, room.q_dot, c);
       const Forms forms(*this, c);
       Eight by_gamma = Eight::all(0), by_gamma_dot = Eight::all(0);
-      for (int64_t j = 0; j < g.columns; ++j) {
+      for (int64_t j = 0; j < g.used; ++j) {
         by_gamma = fused(forms.a(j), sums.quarter(j), by_gamma);
         by_gamma_dot = fused(forms.b(j), sums.quarter(j), by_gamma_dot);
         by_gamma_dot = fused(forms.a(j), dots.quarter(j), by_gamma_dot);
       }
-      const Eight all = sums.quarter(g.columns), all_dot = dots.quarter(g.columns);
+      const Eight all = sums.quarter(g.taps), all_dot = dots.quarter(g.taps);
       if (image.gw != nullptr) {
         give(by_gamma_dot, image.ggamma, c);
         give(all_dot, image.gbeta, c);
@@ -111,8 +111,8 @@ struct Folding {
           const Eight inner_dot =
               dots.quarter(j) - forms.cb(j) * by_gamma - forms.ca(j) * by_gamma_dot;
           Eight total = fused(gain_dot, inner, gain * inner_dot);
-          if (g.columns > g.taps) {  // the images' tangent with the primal's cotangent
-            const int64_t k = g.taps + j;
+          if (g.tangents()) {  // the image's tangent with the primal's cotangent
+            const int64_t k = g.taps + 1 + j;
             total = fused(gain, sums.quarter(k) - forms.ca(k) * by_gamma, total);
           }
           give(total, image.gw + j * g.out, c);
@@ -204,13 +204,13 @@ struct Folding {
     for (int64_t l = 0; l < present(c); ++l) to[c + l] = static_cast<E>(lanes[l]);
   }
 
-  // A factor's rows for eight channels; that of the ones last, and zeros to the end.
+  // A factor's rows for eight channels, that of the ones apart, and zeros to the end.
   template <typename Value>
   FASTMTT_INLINE_HERE void fill(T* factor, int64_t c, const Eight& ones, const Value& value) const {
     T* to = factor + (c / kLength * g.depth) * kLength + c % kLength;
     for (int64_t j = 0; j < g.depth; ++j, to += kLength) {
       double lanes[kEight];
-      (j < g.columns ? value(j) : j == g.columns ? ones : Eight::all(0)).store(lanes);
+      (j == g.taps ? ones : j < g.used ? value(j) : Eight::all(0)).store(lanes);
       for (int64_t l = 0; l < kEight; ++l) to[l] = static_cast<T>(lanes[l]);
     }
   }
@@ -218,7 +218,7 @@ struct Folding {
   void with_covariance(double* u, double* cu) const {
     const Product product = {{room.covariance, 0, g.depth * kEight}, {u, 0, g.depth * kEight}};
     multiply<Exact<double>>(
-        &product, 1, 0, 0, g.depth, g.columns, g.outs / kEight, {cu, 0, g.depth * kEight}, false);
+        &product, 1, 0, 0, g.depth, g.used, g.outs / kEight, {cu, 0, g.depth * kEight}, false);
   }
   Eight correlation(int64_t c) const {
     const double *u = at(filters.u, c), *cu_dot = at(room.cu_dot, c);

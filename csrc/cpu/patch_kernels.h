@@ -14,7 +14,8 @@
 // the filters below their tangent: formulas stay.
 //
 // X's rows are in the order of the pools, four pixels each; then come pixels in no pool, then zeros.
-// A column of ones follows the patches': what is added to a product is a row of its other factor.
+// A column of ones follows the image's patches: what is added to a product is a row of its other
+// factor. A tangent's patches come after that, so that no bit of what is not theirs depends on them.
 
 #pragma once
 
@@ -28,34 +29,38 @@ constexpr int64_t kSums = 4;    // in T, of what is then summed in double
 // Panels of output channels at a time: what belongs to them and a strip fits the first-level cache.
 constexpr int64_t kStripPanels = 2;
 
-// Inline always: compiled with one instruction set's flags it must not serve the others.
+// Inline always, as the grid's members: what is compiled with one instruction set's flags must not
+// serve the others.
 [[gnu::always_inline]] inline int64_t parts(int64_t n, int64_t length) {
   return (n + length - 1) / length;
 }
 
 template <typename T>
 struct PatchGrid {
-  PatchGrid(int64_t height, int64_t width, int64_t in, int64_t out, bool tangents)
+  [[gnu::always_inline]] PatchGrid(
+      int64_t height, int64_t width, int64_t in, int64_t out, bool tangents)
       : height(height),
         width(width),
         in(in),
         out(out),
         taps(9 * in),
-        columns(tangents ? 2 * taps : taps),
+        used(tangents ? 2 * taps + 1 : taps + 1),
         area(height * width),
         pools((height / 2) * (width / 2)),
         strips(parts(area, kStrip)),
         rows(strips * kStrip),
-        depth(parts(columns + 1, 2 * kLanes<T>) * 2 * kLanes<T>),
+        depth(parts(used, 2 * kLanes<T>) * 2 * kLanes<T>),
         panels(depth / kLanes<T>),
         tap_panels(parts(taps, kLanes<T>)),
         out_panels(parts(out, kLanes<T>)),
         outs(out_panels * kLanes<T>) {}
 
+  [[gnu::always_inline]] bool tangents() const { return used > taps + 1; }
+
   int64_t height, width, in, out;
-  int64_t taps, columns;             // of patches: an image's, all
+  int64_t taps, used;                // columns of patches: an image's; with ones and a tangent's
   int64_t area, pools, strips, rows;
-  int64_t depth, panels;             // of X: columns and ones, padded
+  int64_t depth, panels;             // of X: columns, padded
   int64_t tap_panels, out_panels;
   int64_t outs;                      // output channels, padded
 };
@@ -66,10 +71,10 @@ struct Pixel {
 
 constexpr int64_t kEight = kLanes<double>;
 
-// A student's filters, made once. In double: [outs / 8][depth][8], rows beyond the patches zero.
+// A student's filters, made once. In double: [outs / 8][depth][8], zero but for patches' rows.
 template <typename T>
 struct PatchFilters {
-  double *u = nullptr, *u_dot = nullptr;  // u_dot: below it u, for images' tangents
+  double *u = nullptr, *u_dot = nullptr;  // u_dot: with u in the rows of a tangent's patches
   T *flipped = nullptr, *flipped_dot = nullptr;  // transposed: [tap_panels][outs][lane]
   const T *gamma = nullptr, *beta = nullptr, *gamma_dot = nullptr, *beta_dot = nullptr;
 };

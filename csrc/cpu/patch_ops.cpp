@@ -143,7 +143,7 @@ PatchFilters<T> make_filters(
   if (t.w_dot.defined()) {
     std::fill_n(buffers.u_dot, g.outs * g.depth, 0.0);
     put_rows(g, part<T>(t.w_dot, s), 0, buffers.u_dot);
-    if (t.a_dot.defined()) put_rows(g, part<T>(t.w, s), g.taps, buffers.u_dot);
+    if (t.a_dot.defined()) put_rows(g, part<T>(t.w, s), g.taps + 1, buffers.u_dot);
     put_flipped(g, part<T>(t.w_dot, s), buffers.flipped_dot);
   }
   return {

@@ -32,7 +32,7 @@ class ExactStrips {
 
   // y = X times `width` panels of a factor.
   void multiply_by(Factor factor, int64_t panel, int64_t width, T* y) const {
-    multiply_strip({x(), of(factor + panel * g_.depth * kLength, g_.depth)}, g_.columns + 1, width,
+    multiply_strip({x(), of(factor + panel * g_.depth * kLength, g_.depth)}, g_.used, width,
                    {y, 0, kStrip * kLength}, false);
   }
 
@@ -73,7 +73,7 @@ class ExactStrips {
 
   // gx += X times a factor of `tap_panels` panels.
   void multiply_rest(Factor factor) const {
-    multiply_strip({x(), of(factor, g_.depth)}, g_.columns + 1, g_.tap_panels,
+    multiply_strip({x(), of(factor, g_.depth)}, g_.used, g_.tap_panels,
                    {room_.gx + first_ * kLength, 0, g_.rows * kLength}, true);
   }
 

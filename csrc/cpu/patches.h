@@ -32,9 +32,9 @@ struct Patches {
       for (int64_t i = 0; i < count; ++i) {
         const auto [y, x] = room.pixels[first + i];
         copy(g, image.a, y, x, staged[i]);
-        if (image.a_dot != nullptr) copy(g, image.a_dot, y, x, staged[i] + g.taps);
-        staged[i][g.columns] = 1;
-        for (int64_t k = g.columns + 1; k < g.depth; ++k) staged[i][k] = 0;
+        if (g.tangents()) copy(g, image.a_dot, y, x, staged[i] + g.taps + 1);
+        staged[i][g.taps] = 1;
+        for (int64_t k = g.used; k < g.depth; ++k) staged[i][k] = 0;
       }
       for (int64_t panel = 0; panel < g.panels; ++panel) {
         const Row about = Row::load(mean + panel * kLength);

@@ -153,13 +153,13 @@ def call(op: str, *args: Any, into: Sequence[Tensor] | None = None) -> Any:
     return into[0] if count == 1 else tuple(into[:count])
 
 
-def without_outputs(a: Tensor) -> bool:
-    """Whether a block of these inputs needs none of its normalised outputs.
+def without_outputs(channels: int, like: Tensor) -> bool:
+    """Whether a block of inputs like this one, of so many channels, needs no normalised outputs.
 
     The CPU's kernels compute them anew from patches of few channels, sooner than they could be
     read. ``xhat`` and ``xhat_dot`` may then be empty tensors, as results and as arguments.
     """
-    return a.shape[-1] * a.element_size() < 64 and _serving("conv_block", (a,)) == "cpu"
+    return channels * like.element_size() < 64 and _serving("conv_block", (like,)) == "cpu"
 
 
 def on_device(like: Tensor) -> AbstractContextManager[object]:

@@ -262,7 +262,8 @@ class ConvNetStudent(Student):
     def tape_options(self, x: Tensor) -> list[TapeOption]:
         """Normalised outputs spare a convolution, pooled cotangents an input gradient.
 
-        The first block's outputs are the largest and spare the least; they are never kept.
+        The first block's outputs are the largest and spare the least; they are never kept, nor
+        are outputs that no op needs.
         """
         height, width = x.shape[-2:]
         channels, border = self.structure.channels, self.structure.border
@@ -273,10 +274,9 @@ class ConvNetStudent(Student):
             flops = 2.0 * 9 * height * width * channels[i] * channels[i + 1]
             normalised = (height * width + 1) * channels[i + 1]
             pooled = height * width * channels[i]
-            options += [
-                TapeOption(("xhat", i), normalised * x.element_size(), flops),
-                TapeOption(("gp", i - 1), pooled * x.element_size(), flops),
-            ]
+            if not backends.without_outputs(channels[i], x):
+                options.append(TapeOption(("xhat", i), normalised * x.element_size(), flops))
+            options.append(TapeOption(("gp", i - 1), pooled * x.element_size(), flops))
         return sorted(options, key=lambda option: -option.flops / option.bytes)
 
     def _parts(self, x: Tensor) -> list[Part]:
@@ -307,10 +307,11 @@ class ConvNetStudent(Student):
         students, images, height, width, _ = a.shape
         channels = block.w.shape[-1]
         pooled = students, images, height // 2, width // 2, channels
-        outputs = students, images, height, width, channels
+        left_out = backends.without_outputs(a.shape[-1], a)
+        outputs = (0,) if left_out else (students, images, height, width, channels)
         return (
             self.room.tensor(("p", i), pooled, a),
-            room.tensor(("xhat", i, part), (0,) if backends.without_outputs(a) else outputs, a),
+            room.tensor(("xhat", i, part), outputs, a),
             room.tensor(("rstd", i, part), (students, images, channels), a),
         )
 

@@ -13,7 +13,7 @@ class Room:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._tensors: dict[Hashable, Tensor] = {}
+        self._tensors: dict[tuple[Hashable, ...], Tensor] = {}
 
     def tensor(self, name: Hashable, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """The tensor of this name and shape, with the dtype and device of ``like``."""
@@ -22,6 +22,13 @@ class Room:
             with torch.inference_mode(False):  # it may serve later calls outside of such a block
                 self._tensors[key] = like.new_empty(shape)
         return self._tensors[key]
+
+    def forget(self, *names: tuple[Hashable, ...]) -> None:
+        """Give back the tensors whose names begin with one of these."""
+        for key in [*self._tensors]:
+            name = key[0]
+            if isinstance(name, tuple) and any(name[: len(n)] == n for n in names):
+                del self._tensors[key]
 
     def clear(self) -> None:
         """Give all memory back."""
