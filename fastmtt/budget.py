@@ -135,11 +135,11 @@ def _of_convnet(student: ConvNetStudent, sizes: MatchSizes, device: torch.device
     with backends.use("reference"):
         student.tangent(theta, theta, x, y, needs={"x"})
     kernels = student.room.largest
-    for i, channels in enumerate(student.structure.channels[:-1]):
-        if backends.without_outputs(channels, torch.empty(0, device=device)):
-            student.room.forget(("xhat", i), ("xhat_dot", i))
     if device.type == "cpu":
         kernels = 2 * kernels + _TRANSFORMED * _bytes(theta[:1]) + _TILES
+        for i, channels in enumerate(student.structure.channels[:-1]):
+            if backends.without_outputs(channels, torch.empty(0)):
+                student.room.forget(("xhat", i), ("xhat_dot", i))
     return student.room.bytes + kernels + _VECTORS * _bytes(theta)
 
 
