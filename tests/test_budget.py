@@ -147,8 +147,6 @@ def test_matching_gradients_takes_what_is_predicted(model, tmp_path, monkeypatch
     predicted = budget.condensing(distill._unused(run), sizes, device)
     measured = peak_of(run.step)
     assert measured <= predicted <= 1.5 * measured, (measured, predicted)
-    if "MP" not in model:
-        assert budget.condensing(distill._unused(run), sizes, torch.device("cuda")) < predicted
 
 
 def test_gradient_matching_says_what_would_fit(tmp_path, monkeypatch, capsys):

@@ -38,7 +38,7 @@ struct PatchBlock {
         average(active).store(p + place, count);
       });
     });
-    write_outputs(g, strips, strips.factor(room.xhat, 1), image.xhat, room);
+    write_outputs(g, strips, room.xhat, image.xhat, room);
   }
 
   static void jvp(const Grid& g, const Filters& filters, Image image, Room room) {
@@ -63,26 +63,27 @@ struct PatchBlock {
         average(moved).store(p_dot + place, count);
       });
     });
-    write_outputs(g, strips, strips.factor(room.xhat, 2), image.xhat, room);
-    write_outputs(g, strips, strips.factor(room.xhat_dot, 3), image.xhat_dot, room);
+    write_outputs(g, strips, room.xhat, image.xhat, room);
+    write_outputs(g, strips, room.xhat_dot, image.xhat_dot, room);
   }
 
   static void backward(const Grid& g, const Filters& filters, Image image, Room room) {
     Patches<T>::prepare(g, image, room);
     const Folding<T> folding{g, filters, room};
     folding.normalise(image);
-    if (image.ga != nullptr) folding.flip();
+    const bool with_a = image.ga != nullptr;
+    if (with_a) folding.flip();
     Strips strips(g, room);
     const Factor value = strips.factor(room.value, 0);
-    const Factor back = strips.flipped(room.back, 0);
+    const Factor back = with_a ? strips.flipped(room.back, 0) : Factor();
     for_strips(g, strips, true, [&](int64_t strip, int64_t panel, int64_t width) {
       strips.multiply_by(value, panel, width, room.y);
-      open(g, strips, image.gp, strip, panel, width, image.ga != nullptr, room);
+      open(g, strips, image.gp, strip, panel, width, with_a, room);
       strips.multiply_columns(panel, width, of_strip(g, room.q, strip), strip >= kSums);
-      if (image.ga != nullptr) strips.multiply_back(back, panel, width, panel > 0);
+      if (with_a) strips.multiply_back(back, panel, width, panel > 0);
     });
     folding.backward(image);
-    if (image.ga == nullptr) return;
+    if (!with_a) return;
     const Pulled pulled = {room.by_u, filters.flipped};
     add_rest(g, strips, &pulled, 1, room);
     Patches<T>::back(g, room, image.ga);
@@ -93,28 +94,30 @@ struct PatchBlock {
     const Folding<T> folding{g, filters, room};
     folding.normalise(image);
     folding.tangents(image);
-    if (image.ga_dot != nullptr || image.ga != nullptr) folding.flip();
-    if (image.ga_dot != nullptr) folding.flip_dot();
+    const bool with_a_dot = image.ga_dot != nullptr, with_a = image.ga != nullptr;
+    if (with_a_dot || with_a) folding.flip();
+    if (with_a_dot) folding.flip_dot();
     Strips strips(g, room);
     const Factor value = strips.factor(room.value, 0);
-    const Factor back = strips.flipped(room.back, 0), moved = strips.flipped(room.back_dot, 1);
+    const Factor back = with_a_dot || with_a ? strips.flipped(room.back, 0) : Factor();
+    const Factor moved = with_a_dot ? strips.flipped(room.back_dot, 1) : Factor();
     for_strips(g, strips, true, [&](int64_t strip, int64_t panel, int64_t width) {
       strips.multiply_by(value, panel, width, room.y);
-      open(g, strips, image.gp, strip, panel, width, image.ga_dot != nullptr, room);
+      open(g, strips, image.gp, strip, panel, width, with_a_dot, room);
       strips.multiply_columns(panel, width, of_strip(g, room.q, strip), strip >= kSums);
-      if (image.ga_dot != nullptr) strips.multiply_back(moved, panel, width, panel > 0);
-      open(g, strips, image.gp_dot, strip, panel, width, image.ga_dot != nullptr, room);
+      if (with_a_dot) strips.multiply_back(moved, panel, width, panel > 0);
+      open(g, strips, image.gp_dot, strip, panel, width, with_a_dot, room);
       strips.multiply_columns(panel, width, of_strip(g, room.q_dot, strip), strip >= kSums);
-      if (image.ga_dot != nullptr) strips.multiply_back(back, panel, width, true);
+      if (with_a_dot) strips.multiply_back(back, panel, width, true);
     });
     folding.backward_jvp(image);
-    if (image.ga_dot != nullptr) {
+    if (with_a_dot) {
       const Pulled pulled[] = {
           {room.by_u, filters.flipped}, {room.by_u_dot, filters.flipped_dot}};
       add_rest(g, strips, pulled, 2, room);
       Patches<T>::back(g, room, image.ga_dot);
     }
-    if (image.ga == nullptr) return;
+    if (!with_a) return;
     for_strips(g, strips, false, [&](int64_t strip, int64_t panel, int64_t width) {
       strips.multiply_by(value, panel, width, room.y);
       open(g, strips, image.gp, strip, panel, width, true, room);
@@ -173,8 +176,9 @@ struct PatchBlock {
 
   // A linear function of the patches, to every pixel of an image's outputs.
   static void write_outputs(
-      const Grid& g, Strips& strips, Factor factor, T* outputs, const Room& room) {
+      const Grid& g, Strips& strips, const T* of_patches, T* outputs, const Room& room) {
     if (outputs == nullptr) return;
+    const Factor factor = strips.factor(of_patches, 0);
     for_strips(g, strips, false, [&](int64_t strip, int64_t panel, int64_t width) {
       strips.multiply_by(factor, panel, width, room.y);
       const int64_t first = strip * kStrip, left = g.area - first;

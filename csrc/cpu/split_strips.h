@@ -228,7 +228,7 @@ class SplitStrips {
       }
       rest = carver.halves(g.tap_panels * steps, steps, 1);
     }
-    Halves x, x_columns, g_pairs, g_rows, factors[4], flipped[2], rest;
+    Halves x, x_columns, g_pairs, g_rows, factors[2], flipped[2], rest;
   };
 
   static Shapes::Layout layout() {
