@@ -15,6 +15,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
@@ -106,6 +107,7 @@ def to_yaml(config: BaseConfig | EvaluateConfig) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
+@cache
 def _parser(command: str, kind: type[Any]) -> ArgumentParser:
     types_of, helps = get_type_hints(kind), _helps(kind)
     defaults = {field.name: field.default for field in fields(kind)}
