@@ -1,17 +1,21 @@
 """Atomic writes: whole or nothing, with killed writers played by killed processes."""
 
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastmtt.errors import FastmttError
-from fastmtt.files import read_safetensors, replacing, sole_user, write_safetensors
+from fastmtt.files import read_safetensors, replacing, sole_user, write_pt, write_safetensors
+from fastmtt.pictures import save_image_grid
 
 KIND = "fastmtt test 1"
 
@@ -118,31 +122,28 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_safetensors(tmp_path / "nowhere.safetensors", KIND)
 
 
+def written_on_a_full_disk(folder: Path) -> list[tuple[str | None, bool]]:
+    """What each writer says where files may have 10,000 bytes, and whether it names the file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    big, said = torch.rand(1, 3, 200, 200), []
+    writers: dict[str, Callable[[Path], None]] = {
+        "a.pt": lambda path: write_pt(path, big),
+        "a.safetensors": lambda path: write_safetensors(path, "kind", {"big": big}, {}),
+        "a.png": lambda path: save_image_grid(path, big),
+    }
+    for name, write in writers.items():
+        with pytest.raises(OSError) as caught:
+            write(folder / name)
+        said.append((caught.value.strerror, caught.value.filename == str(folder / name)))
+    return said
+
+
 def test_a_full_disk_is_named_whoever_writes(tmp_path: Path) -> None:
     """A limit on files' sizes fails writes as a full disk does; nothing half-written stays."""
-    program = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from fastmtt.files import write_pt, write_safetensors
-from fastmtt.pictures import save_image_grid
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-folder, big = Path(sys.argv[1]), torch.rand(1, 3, 200, 200)
-for name, write in {
-    "a.pt": lambda path: write_pt(path, big),
-    "a.safetensors": lambda path: write_safetensors(path, "kind", {"big": big}, {}),
-    "a.png": lambda path: save_image_grid(path, big),
-}.items():
-    try:
-        write(folder / name)
-    except OSError as error:
-        print(error.strerror, error.filename == str(folder / name))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == ["File too large True"] * 3, done
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # the limit is that process's
+        said = pool.apply(written_on_a_full_disk, (tmp_path,))
+    assert said == [("File too large", True)] * 3
     assert not list(tmp_path.iterdir())
 
 
