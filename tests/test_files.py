@@ -4,10 +4,10 @@ import multiprocessing
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -39,18 +39,19 @@ def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [target]
 
 
-def _start_writer(target: Path) -> subprocess.Popen[str]:
+def _write_half(target: Path, told: Connection) -> None:
+    with replacing(target) as temporary:
+        temporary.write_text("half")
+        told.send("writing")
+        time.sleep(60)
+
+
+def _start_writer(target: Path) -> BaseProcess:
     """A process that is in the middle of writing `target` and stays there."""
-    program = (
-        "import sys, time; from pathlib import Path; from fastmtt.files import replacing\n"
-        "with replacing(Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
-    )
-    writer = subprocess.Popen(
-        [sys.executable, "-c", program, str(target)], stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == "writing\n"
+    here, there = multiprocessing.Pipe()
+    writer = multiprocessing.get_context("fork").Process(target=_write_half, args=(target, there))
+    writer.start()
+    assert here.poll(60) and here.recv() == "writing"
     return writer
 
 
@@ -64,14 +65,14 @@ def test_the_next_writer_spares_a_living_one_and_cleans_up_after_a_killed_one(
         with replacing(other) as temporary:
             temporary.write_text("one")
         assert set(tmp_path.iterdir()) == {unfinished, other}
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        writer.kill()
+        writer.join()
         with replacing(other) as temporary:
             temporary.write_text("two")
         assert list(tmp_path.iterdir()) == [other]
     finally:
         writer.kill()
-        writer.wait()
+        writer.join()
 
 
 def test_another_machines_leftovers_go_only_when_they_are_old(tmp_path: Path) -> None:
