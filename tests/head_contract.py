@@ -93,8 +93,9 @@ class HeadOps:
             for i, (got, place, want) in enumerate(zip(found, places, truth, strict=True)):
                 assert got is place
                 self.assert_same(got, want, f"{op}'s result {i}, needs {args[-1]}")
-            for fresh, got in zip(self.run(op, *args), found, strict=True):
-                assert torch.equal(fresh, got)
+            if shape in SHAPES[:2]:  # the interpreter is slow
+                for fresh, got in zip(self.run(op, *args), found, strict=True):
+                    assert torch.equal(fresh, got)
 
     @KINDS
     def test_what_is_not_asked_for_is_left_alone(self, soft):

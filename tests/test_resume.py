@@ -17,6 +17,7 @@ from fastmtt.config import parse
 from fastmtt.device import load_data
 from fastmtt.experts.order import write_order
 from fastmtt.files import read_safetensors
+from fastmtt.ops import backends
 from fastmtt.run import KIND
 
 SMALL = (
@@ -34,6 +35,8 @@ DISTILL = SMALL + (
 def imported():
     """What commands import only when they need it: here, not again in each life of theirs."""
     load_data(parse("buffer", BUFFER.split()))
+    parse("distill", DISTILL.split())
+    backends.extension_error()
     importlib.import_module("torchvision.utils")
 
 
