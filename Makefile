@@ -17,8 +17,10 @@ demo: setup
 methods: setup
 	.venv/bin/python -m bench.methods
 
+# Bytecode is kept whatever the environment says: without, every process that collects compiles the
+# tests anew, for some seconds.
 test: setup
-	.venv/bin/python -m pytest tests -n auto --maxprocesses 4 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest tests -n auto --maxprocesses 4 --dist worksteal
 
 # The documentation site, into site/; a warning is an error. The variable spares an advertisement.
 docs: setup

@@ -15,6 +15,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, overload
 
@@ -81,7 +82,7 @@ def parse(
     kind = COMMANDS[command]
     types_of = get_type_hints(kind)
     files, flags, rest = _split(list(sys.argv[1:] if argv is None else argv), types_of)
-    parser = _parser(command, kind)
+    parser = _parser(command)
     given: dict[str, Any] = {}
     contents = [_last(file) for file in files]
     for content in contents:
@@ -106,7 +107,9 @@ def to_yaml(config: BaseConfig | EvaluateConfig) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
-def _parser(command: str, kind: type[Any]) -> ArgumentParser:
+@cache
+def _parser(command: str) -> ArgumentParser:
+    kind = COMMANDS[command]
     types_of, helps = get_type_hints(kind), _helps(kind)
     defaults = {field.name: field.default for field in fields(kind)}
     positional = [name for name in ("run",) if name in types_of]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from kornia.enhance import (
-    adjust_brightness_accumulative,
-    adjust_contrast_with_mean_subtraction,
-    adjust_saturation_with_gray_subtraction,
-)
 from torch import Tensor
 
 from fastmtt.augment import Parameters
@@ -21,11 +16,6 @@ _AREA = 0.5, 1.0  # of a crop, in images
 _LOG_ASPECT = math.log(3 / 4), math.log(4 / 3)  # of its height and width
 _TRIES = 10
 _JITTER = 0.4
-_COLOURS = (
-    adjust_brightness_accumulative,
-    adjust_contrast_with_mean_subtraction,
-    adjust_saturation_with_gray_subtraction,
-)
 _LIGHTING = 0.1  # standard deviation along each principal axis of ImageNet's colours
 # Columns: those axes, each times its variance.
 _LIGHT = np.array(
@@ -75,11 +65,23 @@ class ImageNetAugment:
         x = _cropped(self.space.to_pixels(x), *crop.unbind(2))
         x = torch.where(mirrored[..., None, None] > 0, x.flip(-1), x)
         for place in order.unbind(2):
-            for number, adjust in enumerate(_COLOURS):
+            for number, adjust in enumerate(_colours()):
                 factor = torch.where(place == number, factors[..., number], 1)
                 x = adjust(x.flatten(0, 1), factor.flatten()).view_as(x)
         light = noise @ torch.from_numpy(_LIGHT).to(x).T
         return self.space.transform(x + light[..., None, None])
+
+
+def _colours() -> tuple[Callable[..., Tensor], ...]:
+    """What jitters brightness, contrast and saturation, each image by a factor of its own."""
+    # imported here: it takes a moment, and all commands but those for ImageNet do without
+    from kornia import enhance
+
+    return (
+        enhance.adjust_brightness_accumulative,
+        enhance.adjust_contrast_with_mean_subtraction,
+        enhance.adjust_saturation_with_gray_subtraction,
+    )
 
 
 def _crops(rng: np.random.Generator, batch: int, height: int, width: int) -> np.ndarray:

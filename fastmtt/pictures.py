@@ -1,12 +1,13 @@
-"""Pictures: distilled images, as the published programs show theirs, and bars of accuracies."""
+"""Pictures: distilled images, as the published programs show theirs, and bars of accuracies.
+
+What draws them is imported when it does: that takes seconds, and most commands draw nothing.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.utils import save_image
 
 from fastmtt.files import replacing
 
@@ -19,6 +20,8 @@ def save_image_grid(path: Path, pixels: Tensor) -> None:
 
     Clipped to mean ± 2.5 standard deviations of all, small ones enlarged four times.
     """
+    from torchvision.utils import save_image
+
     with replacing(path) as temporary:
         save_image(
             _for_the_eye(pixels.detach().cpu().float()),
@@ -32,6 +35,8 @@ def save_image_grid(path: Path, pixels: Tensor) -> None:
 
 def save_bars(path: Path, values: Mapping[str, tuple[float, float]], label: str) -> None:
     """Write a PNG of one horizontal bar a name, its mean written out, its deviation a whisker."""
+    from matplotlib.figure import Figure
+
     names, means = [*values], [mean for mean, _ in values.values()]
     figure = Figure(figsize=(6, 0.9 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()

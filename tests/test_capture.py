@@ -50,8 +50,10 @@ def recorded(monkeypatch, extension):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
-def test_iterations_are_recordable_and_have_the_bits_of_fresh_matchers(kinds, options, recorded):
-    problems = [Problem(convnet, steps=4, seed=seed, **kinds) for seed in range(4)]
+def test_iterations_are_recordable_and_have_the_bits_of_fresh_matchers(
+    kinds, options, recorded, monkeypatch
+):
+    problems = [Problem(convnet, steps=4, seed=seed, **kinds) for seed in range(3)]
     first = problems[0]
     common = dict(augment=first.augment, parametrisation=first.parametrisation)
     matcher = TrajectoryMatcher(first.module, steps=4, **common, **options)
@@ -59,12 +61,12 @@ def test_iterations_are_recordable_and_have_the_bits_of_fresh_matchers(kinds, op
         given = p.given()
         loss = matcher(**given, draws=p.draws)
         got = meta_gradients(loss, given)
-        count = len(recorded)
-        expected, want = p.ours(**options)
-        del recorded[count:]  # the fresh matcher's
+        with monkeypatch.context() as patch:
+            patch.setattr(iteration, "Captured", Captured)
+            expected, want = p.ours(**options)
         assert torch.equal(loss, expected)
         assert all(torch.equal(got[name], want[name]) for name in want)
-    assert [captured.calls for captured in recorded] == [4, 4]  # both sweeps, each made once
+    assert [captured.calls for captured in recorded] == [3, 3]  # both sweeps, each made once
 
 
 def test_skipped_backwards_and_repeated_ones_change_nothing(recorded):

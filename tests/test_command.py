@@ -1,10 +1,13 @@
 """How a command ends."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+import time
 import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,28 +76,34 @@ def test_warnings_are_a_line_within_a_command_only():
     assert warnings.formatwarning is usual
 
 
+def sleep(told: Connection, errors: Path) -> None:
+    # a shell starts background jobs with Ctrl-C ignored, which children inherit
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.stderr = errors.open("w")
+
+    @command
+    def main(argv: list[str] | None = None) -> None:
+        told.send("running")
+        time.sleep(60)
+
+    main([])
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_command_with_their_code(number, code):
-    program = (
-        "import time\nfrom fastmtt.command import command\n"
-        "@command\ndef main(argv=None):\n    print('running', flush=True); time.sleep(60)\nmain()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell starts background jobs with Ctrl-C ignored, which children inherit
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def test_signals_end_a_command_with_their_code(number, code, tmp_path):
+    here, there = multiprocessing.Pipe()
+    errors = tmp_path / "errors"
+    process = multiprocessing.get_context("fork").Process(target=sleep, args=(there, errors))
+    process.start()
     try:
-        assert process.stdout is not None and process.stdout.readline() == "running\n"
-        process.send_signal(number)
-        _, err = process.communicate(timeout=30)
+        assert here.poll(60) and here.recv() == "running"
+        os.kill(process.pid, number)
+        process.join(30)
     finally:
         process.kill()
-    assert process.returncode == code
-    assert err.startswith(f"fastmtt: ended by {number.name}; with --resume buffer, distill,")
+    assert process.exitcode == code
+    said = errors.read_text()
+    assert said.startswith(f"fastmtt: ended by {number.name}; with --resume buffer, distill,")
 
 
 def test_usual_handlers_come_back():

@@ -1,10 +1,7 @@
 """`python -m fastmtt.evaluate` on a run's set and on published files, and going on when killed."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -187,7 +184,6 @@ def test_published_files_must_fit_the_data_set(published, tmp_path, capsys):
 
 
 COMPARE = "--num_eval 1 --epoch_eval_train 20 --compare"
-PROGRAM = "from fastmtt import evaluate; evaluate.REAL_STEPS = 150; evaluate"
 
 
 @pytest.fixture(autouse=True)
@@ -201,20 +197,18 @@ def left_over(folder: Path) -> list[Path]:
 
 def kill_in(folder: Path, flags: str) -> Path:
     """Start an evaluation and kill it after the first networks are done; give what it left."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{PROGRAM}.main({flags.split()})"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    process = multiprocessing.get_context("fork").Process(
+        target=evaluate.main, args=(flags.split(),)
     )
+    process.start()
     try:
         end = time.monotonic() + 120
         while not left_over(folder):
-            assert process.poll() is None and time.monotonic() < end, "nothing was kept"
+            assert process.is_alive() and time.monotonic() < end, "nothing was kept"
             time.sleep(0.002)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     (file,) = left_over(folder)
     return file
 

@@ -1,17 +1,21 @@
 """Atomic writes: whole or nothing, with killed writers played by killed processes."""
 
+import multiprocessing
 import os
+import resource
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastmtt.errors import FastmttError
-from fastmtt.files import read_safetensors, replacing, sole_user, write_safetensors
+from fastmtt.files import read_safetensors, replacing, sole_user, write_pt, write_safetensors
+from fastmtt.pictures import save_image_grid
 
 KIND = "fastmtt test 1"
 
@@ -35,18 +39,19 @@ def test_replacing_keeps_the_old_file_when_the_writer_fails(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [target]
 
 
-def _start_writer(target: Path) -> subprocess.Popen[str]:
+def _write_half(target: Path, told: Connection) -> None:
+    with replacing(target) as temporary:
+        temporary.write_text("half")
+        told.send("writing")
+        time.sleep(60)
+
+
+def _start_writer(target: Path) -> BaseProcess:
     """A process that is in the middle of writing `target` and stays there."""
-    program = (
-        "import sys, time; from pathlib import Path; from fastmtt.files import replacing\n"
-        "with replacing(Path(sys.argv[1])) as temporary:\n"
-        "    temporary.write_text('half'); print('writing', flush=True); time.sleep(60)\n"
-    )
-    writer = subprocess.Popen(
-        [sys.executable, "-c", program, str(target)], stdout=subprocess.PIPE, text=True
-    )
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == "writing\n"
+    here, there = multiprocessing.Pipe()
+    writer = multiprocessing.get_context("fork").Process(target=_write_half, args=(target, there))
+    writer.start()
+    assert here.poll(60) and here.recv() == "writing"
     return writer
 
 
@@ -60,14 +65,14 @@ def test_the_next_writer_spares_a_living_one_and_cleans_up_after_a_killed_one(
         with replacing(other) as temporary:
             temporary.write_text("one")
         assert set(tmp_path.iterdir()) == {unfinished, other}
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        writer.kill()
+        writer.join()
         with replacing(other) as temporary:
             temporary.write_text("two")
         assert list(tmp_path.iterdir()) == [other]
     finally:
         writer.kill()
-        writer.wait()
+        writer.join()
 
 
 def test_another_machines_leftovers_go_only_when_they_are_old(tmp_path: Path) -> None:
@@ -118,31 +123,28 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_safetensors(tmp_path / "nowhere.safetensors", KIND)
 
 
+def written_on_a_full_disk(folder: Path) -> list[tuple[str | None, bool]]:
+    """What each writer says where files may have 10,000 bytes, and whether it names the file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    big, said = torch.rand(1, 3, 200, 200), []
+    writers: dict[str, Callable[[Path], None]] = {
+        "a.pt": lambda path: write_pt(path, big),
+        "a.safetensors": lambda path: write_safetensors(path, "kind", {"big": big}, {}),
+        "a.png": lambda path: save_image_grid(path, big),
+    }
+    for name, write in writers.items():
+        with pytest.raises(OSError) as caught:
+            write(folder / name)
+        said.append((caught.value.strerror, caught.value.filename == str(folder / name)))
+    return said
+
+
 def test_a_full_disk_is_named_whoever_writes(tmp_path: Path) -> None:
     """A limit on files' sizes fails writes as a full disk does; nothing half-written stays."""
-    program = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from fastmtt.files import write_pt, write_safetensors
-from fastmtt.pictures import save_image_grid
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-folder, big = Path(sys.argv[1]), torch.rand(1, 3, 200, 200)
-for name, write in {
-    "a.pt": lambda path: write_pt(path, big),
-    "a.safetensors": lambda path: write_safetensors(path, "kind", {"big": big}, {}),
-    "a.png": lambda path: save_image_grid(path, big),
-}.items():
-    try:
-        write(folder / name)
-    except OSError as error:
-        print(error.strerror, error.filename == str(folder / name))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == ["File too large True"] * 3, done
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # the limit is that process's
+        said = pool.apply(written_on_a_full_disk, (tmp_path,))
+    assert said == [("File too large", True)] * 3
     assert not list(tmp_path.iterdir())
 
 

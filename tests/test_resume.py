@@ -1,6 +1,7 @@
 """Runs killed at random moments reach, resumed, the bits of one that nobody killed."""
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from fastmtt.config import parse
 from fastmtt.device import load_data
 from fastmtt.experts.order import write_order
 from fastmtt.files import read_safetensors
+from fastmtt.ops import backends
 from fastmtt.run import KIND
 
 SMALL = (
@@ -24,9 +26,18 @@ SMALL = (
 )
 BUFFER = SMALL + "--train_epochs 12 --mom 0.5 --decay --experts_at_once 2 "
 DISTILL = SMALL + (
-    "--train_epochs 6 --max_start_epoch 4 --expert_epochs 2 --syn_steps 6 --Iteration 30 "
-    "--eval_it 7 --num_eval 2 --epoch_eval_train 30 --lr_img 10 --run_name run "
+    "--train_epochs 6 --max_start_epoch 4 --expert_epochs 2 --syn_steps 6 --Iteration 20 "
+    "--eval_it 7 --num_eval 2 --epoch_eval_train 10 --lr_img 10 --run_name run "
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imported():
+    """What commands import only when they need it: here, not again in each life of theirs."""
+    load_data(parse("buffer", BUFFER.split()))
+    parse("distill", DISTILL.split())
+    backends.extension_error()
+    importlib.import_module("torchvision.utils")
 
 
 def child(main: Callable[[list[str]], None], flags: str, environment: dict[str, str]) -> int:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -114,21 +115,18 @@ def test_resume_without_a_name_finds_the_one_unfinished_run(config):
         settle(nameless)
 
 
+def hold(config: DistillConfig, told: Connection) -> None:
+    with open_run(config):
+        told.send("held")
+        told.recv()
+
+
 def test_another_process_is_kept_out(config):
-    program = (
-        "import sys\nfrom fastmtt.config import parse\nfrom fastmtt.run import open_run\n"
-        "with open_run(parse('distill', sys.argv[1:])):\n    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    flags = [f"--{key}={getattr(config, key)}" for key in ("save_path", "dataset", "ipc", "lr_lr")]
-    holder = subprocess.Popen(
-        [sys.executable, "-c", program, *flags, "--run_name=first"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    here, there = multiprocessing.Pipe()
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(config, there))
+    holder.start()
     try:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        assert here.poll(60) and here.recv() == "held"
         with (
             pytest.raises(FastmttError, match="another process runs into .*first"),
             open_run(config),
@@ -136,7 +134,7 @@ def test_another_process_is_kept_out(config):
             pass
     finally:
         holder.kill()
-        holder.wait()
+        holder.join()
     with open_run(dataclasses.replace(config, resume=True)):
         pass
 

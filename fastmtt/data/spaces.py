@@ -4,18 +4,22 @@ A distilled set is worthless without its space, so a space is saved with it and 
 bits after loading.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from kornia.enhance import ZCAWhitening
 from torch import Tensor
 from torch.nn.functional import pad
 
 from fastmtt.errors import FastmttError
 from fastmtt.files import one_line, read_safetensors, write_safetensors
+
+if TYPE_CHECKING:
+    from kornia.enhance import ZCAWhitening
 
 KIND = "fastmtt space 1"
 ZCA_EPS = 0.1
@@ -148,6 +152,9 @@ class Whitened(Space):
 
 def new_zca() -> ZCAWhitening:
     """Give kornia's whitening with the field's settings, not fitted."""
+    # imported here: it takes a moment, and most spaces are normalised
+    from kornia.enhance import ZCAWhitening
+
     return ZCAWhitening(eps=ZCA_EPS, compute_inv=True)
 
 

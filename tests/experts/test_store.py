@@ -1,13 +1,13 @@
 """The trajectory store: what comes back, what is refused, what a killed writer leaves."""
 
 import json
+import multiprocessing
+import os
 import pickle
 import re
 import resource
 import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fastmtt import files
 from fastmtt.errors import FastmttError
 from fastmtt.experts.store import KIND, TrajectoryStore, store_path
 from fastmtt.files import write_safetensors
@@ -235,17 +236,16 @@ def test_what_makes_no_expert_is_not_written(store: TrajectoryStore) -> None:
     assert store.indices() == [0, 3]
 
 
+def die_writing(folder: Path) -> None:
+    files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    TrajectoryStore(folder, META).write(0, torch.ones(4, 8))
+
+
 def test_a_killed_writer_leaves_no_expert_and_is_cleaned_up(tmp_path: Path) -> None:
-    program = (
-        "import json, os, signal, sys, torch, fastmtt.files as files\n"
-        "from fastmtt.experts.store import TrajectoryStore\n"
-        "files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "store = TrajectoryStore(sys.argv[1], json.loads(sys.argv[2]))\n"
-        "store.write(0, torch.ones(4, 8))\n"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path), json.dumps(META)]
-    killed = subprocess.run(command, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    killed = multiprocessing.get_context("fork").Process(target=die_writing, args=(tmp_path,))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
 
     store = TrajectoryStore(tmp_path, META)

@@ -17,9 +17,10 @@ SHAPES = [
     (1, 1, 4, 4, 3, 8),
     (2, 2, 5, 7, 3, 17),
     (3, 1, 5, 5, 17, 8),
-    (1, 1, 16, 16, 32, 32),
+    (1, 1, 10, 10, 32, 32),
     (1, 1, 34, 31, 1, 8),
 ]
+LARGE = SHAPES[3:]  # takes the interpreter seconds
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RESULTS = ("ga", "gw", "ggamma", "gbeta")
 TANGENTS = ("ga_dot", "gw_dot", "ggamma_dot", "gbeta_dot", "ga")
@@ -94,36 +95,38 @@ def _parameters(w):
     return (w.shape[1:], w.shape[-1:], w.shape[-1:])
 
 
-def check(op, args, names, wanted, tolerance=REPLAYED_MASKS_32):
-    """Fresh results and results written into places, each against float64; both the same bits."""
-    needs = wanted
+def check(op, args, names, needs, again=True):
+    """Results written into places against float64; fresh ones, made ``again``, the same bits."""
     truth = getattr(reference, op.__name__)(*wide(args), needs)
-    fresh = op(*args, needs)
     places = nan_places(args, names)
     written = op(*args, needs, into=places)
-    assert len(fresh) == len(written) == len(names)
-    for name, want, new, place, result in zip(names, truth, fresh, places, written, strict=False):
+    assert len(written) == len(names)
+    for name, want, place, result in zip(names, truth, places, written, strict=False):
         assert result is place
         if want.shape == (0,):
-            assert new.shape == (0,) and place.isnan().all(), f"{name} was not asked for"
+            assert place.isnan().all(), f"{name} was not asked for"
         else:
-            assert_close(new, want, tolerance, name)
-            assert torch.equal(new, place), name
+            assert_close(place, want, REPLAYED_MASKS_32, name)
+    if again:
+        fresh = op(*args, needs)
+        assert len(fresh) == len(names)
+        for name, want, new, place in zip(names, truth, fresh, places, strict=False):
+            assert torch.equal(new, want if want.shape == (0,) else place), name
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_everything_agrees_with_float64(shape):
-    values = arguments(shape)
-    check(conv_block_backward, backward(values), RESULTS, (True, True))
-    check(conv_block_backward_jvp, tangent(values), TANGENTS, (True, True, True))
+    values, again = arguments(shape), shape not in LARGE
+    check(conv_block_backward, backward(values), RESULTS, (True, True), again)
+    check(conv_block_backward_jvp, tangent(values), TANGENTS, (True, True, True), again)
 
 
 @pytest.mark.parametrize("cin", [3, 17])
 def test_what_is_asked_for_agrees_with_float64_and_the_rest_is_left_alone(cin):
-    for moves in (True, False):
-        values = arguments((2, 1, 3, 3, cin, 8), moves=moves)
-        for needs in itertools.product([True, False], repeat=2):
-            check(conv_block_backward, backward(values), RESULTS, needs)
+    still, moving = (arguments((1, 1, 3, 3, cin, 8), moves=moves) for moves in (False, True))
+    for needs in itertools.product([True, False], repeat=2):
+        check(conv_block_backward, backward(moving), RESULTS, needs)
+    for values in (still, moving):
         for needs in itertools.product([True, False], repeat=3):
             check(conv_block_backward_jvp, tangent(values), TANGENTS, needs)
 

@@ -13,8 +13,6 @@ from run_maker import evaluation, make_run, step, write_metrics
 from fastmtt.reporting.page import render
 from fastmtt.reporting.reader import read_run
 
-WIDTHS = {"phone": 375, "desktop": 1280}
-
 
 @pytest.fixture(scope="module")
 def browser():
@@ -86,9 +84,11 @@ def size(width: int) -> dict:
 
 
 @pytest.mark.parametrize("name", ["one", "averaged", "wide", "begun", "several"])
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(375, "light"), (1280, "dark")], ids=["phone", "desktop"]
+)
 def test_fits_and_asks_for_nothing(browser, pages, name, width, scheme):
+    """A scheme is colours alone, which `test_contrast_is_enough_to_read` looks at."""
     with Opened(browser, pages / f"{name}.html", color_scheme=scheme, **size(width)) as page:
         page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         assert page.evaluate("document.documentElement.scrollWidth") == width
