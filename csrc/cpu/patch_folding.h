@@ -28,7 +28,7 @@ struct Folding {
       double rstd[kEight];
       variance.store(rstd);
       for (int64_t l = 0; l < kEight; ++l) {
-        rstd[l] = 1 / __builtin_sqrt((rstd[l] > 0 ? rstd[l] : 0) + kEps);
+        rstd[l] = 1 / __builtin_sqrt((rstd[l] < 0 ? 0 : rstd[l]) + kEps);
       }
       const Eight r = Eight::load(rstd), gain = of_channels(filters.gamma, c) * r;
       r.store(room.rstd + c);
