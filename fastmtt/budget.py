@@ -58,7 +58,8 @@ def matching(
     theta = torch.empty(students, student.size, device=_NOWHERE)
     record = Record.empty(plan.steps, theta)
     held = [record.thetas, record.gradients, record.adjoint, record.hv, empty_rows(theta)]
-    options = student.tape_options(torch.empty(1, 1, *plan.image_shape, device=_NOWHERE))
+    with backends.use("reference"):  # of a GPU every block's outputs may be kept
+        options = student.tape_options(torch.empty(1, 1, *plan.image_shape, device=_NOWHERE))
     kept = plan_tape(options, [students * size for size in sizes], memory or 0)
     tapes = {}
     for size, keep in set(zip(sizes, kept, strict=True)):

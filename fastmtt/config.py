@@ -98,6 +98,7 @@ def parse(
     try:
         values = parser.parse_args(rest, namespace=parser.parse_object(given, defaults=False))
     except ArgumentError as error:
+        _parser.cache_clear()  # jsonargparse leaves in it what was asked for before the error
         raise FastmttError(_stray(str(error))) from None
     return kind(**{field.name: values[field.name] for field in fields(kind)})
 

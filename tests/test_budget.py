@@ -10,6 +10,7 @@ from fastmtt import FastmttError, TrajectoryMatcher, batches, budget, buffer, di
 from fastmtt.batches import Plan
 from fastmtt.config import parse
 from fastmtt.distillation import Distillation
+from fastmtt.ops import backends
 from fastmtt.student import Room, make_student
 from fastmtt.student.zoo import make_network
 from fastmtt.training import Examples, Recipe, Sharpness, accuracy, train
@@ -57,6 +58,13 @@ def test_matching_holds_what_is_predicted(memory, segments, unpadded):
     images_in_passing = 4 * 3 * 16 * 16 * (4 * segments * 4 + 4 * 10)
     plane = 4 * segments * 4 * 16 * 16 * 16
     assert predicted == sweeps + plane + 6 * 4 * segments * size + images_in_passing
+
+
+def test_a_forecast_for_a_narrow_network_asks_no_backend():
+    narrow = make_network("ConvNetD2W8", image_shape=SHAPE, classes=3)
+    plan = Plan(5, 1, 10, 4, SHAPE, None)
+    with backends.use("cpu"):
+        assert budget.matching(make_student(narrow, SHAPE), plan, 10**8, 3, soft=False) > 0
 
 
 @pytest.mark.parametrize("students", [1, 4])

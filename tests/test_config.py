@@ -340,6 +340,12 @@ def test_what_print_config_prints_reads_back_silently(
         assert parse(command, ["--cfg", str(path), *rest]) == parse(command, rest)
 
 
+def test_what_was_asked_for_before_an_error_is_forgotten():
+    with pytest.raises(FastmttError):
+        parse("distill", ["--print_config", "stray"])
+    assert parse("distill", ["--ipc", "3"]).ipc == 3
+
+
 def test_print_config_prints_what_would_run(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         parse("distill", ["--cfg", str(file), "--print_config", "--ipc", "4"])

@@ -1,12 +1,12 @@
 """`python -m fastmtt.evaluate` on a run's set and on published files, and going on when killed."""
 
 import json
-import multiprocessing
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import apart
 
 from fastmtt import evaluate, evaluation
 from fastmtt.config import to_yaml
@@ -197,9 +197,7 @@ def left_over(folder: Path) -> list[Path]:
 
 def kill_in(folder: Path, flags: str) -> Path:
     """Start an evaluation and kill it after the first networks are done; give what it left."""
-    process = multiprocessing.get_context("fork").Process(
-        target=evaluate.main, args=(flags.split(),)
-    )
+    process = apart.Process(target=evaluate.main, args=(flags.split(),))
     process.start()
     try:
         end = time.monotonic() + 120

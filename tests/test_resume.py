@@ -22,7 +22,7 @@ from fastmtt.run import KIND
 
 SMALL = (
     "--dataset digits --model ConvNetD1W8 --dsa_strategy crop_scale_rotate --batch_train 128 "
-    "--num_experts 3 --threads 1 --held_out 20 "
+    "--num_experts 3 --threads 1 --held_out 20 --device cpu "
 )
 BUFFER = SMALL + "--train_epochs 12 --mom 0.5 --decay --experts_at_once 2 "
 DISTILL = SMALL + (

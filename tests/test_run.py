@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import apart
 
 from fastmtt.config import parse
 from fastmtt.environment import environment, peak_memory_mb
@@ -123,7 +124,7 @@ def hold(config: DistillConfig, told: Connection) -> None:
 
 def test_another_process_is_kept_out(config):
     here, there = multiprocessing.Pipe()
-    holder = multiprocessing.get_context("fork").Process(target=hold, args=(config, there))
+    holder = apart.Process(target=hold, args=(config, there))
     holder.start()
     try:
         assert here.poll(60) and here.recv() == "held"

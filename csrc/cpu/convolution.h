@@ -23,6 +23,7 @@ namespace fastmtt {
 constexpr int64_t kChunkBytes = int64_t(1) << 22;
 // A group of images is what one thread takes through a whole op by itself, in its second-level
 // cache, `kWide` panels of products at a time.
+constexpr int64_t kWide = 4;
 
 template <typename T>
 Panels<const T> constant(const Panels<T>& m) {
@@ -67,9 +68,11 @@ template <typename Buffers, typename... Arguments>
 Buffers carve(Tensor& scratch, const Arguments&... arguments) {
   Arena count;
   Buffers(count, arguments...);
+  const int64_t bytes = count.used() + kPanelBytes;  // a caller's may begin anywhere
   // resizing keeps what is there, which nobody needs: let go of it first
-  if (scratch.numel() < count.used()) scratch.resize_({0}).resize_({count.used()});
-  Arena arena(scratch.mutable_data_ptr());
+  if (scratch.numel() < bytes) scratch.resize_({0}).resize_({bytes});
+  const auto begin = reinterpret_cast<uintptr_t>(scratch.mutable_data_ptr());
+  Arena arena(reinterpret_cast<void*>(at::divup(begin, kPanelBytes) * kPanelBytes));
   return Buffers(arena, arguments...);
 }
 

@@ -27,8 +27,6 @@ constexpr double kEps = 1e-5;  // of the norm's variance
 template <typename T>
 constexpr int64_t kLanes = kPanelBytes / sizeof(T);
 
-constexpr int64_t kWide = 4;  // panels of products at a time
-
 constexpr int64_t kPoints = 6;  // of the Winograd transform, in each direction
 constexpr int64_t kTile = 4;
 

@@ -15,7 +15,8 @@
 //
 // X's rows are in the order of the pools, four pixels each; then come pixels in no pool, then zeros.
 // A column of ones follows the image's patches: what is added to a product is a row of its other
-// factor. A tangent's patches come after that, so that no bit of what is not theirs depends on them.
+// factor. A tangent's patches come after that, so that no bit of what is not theirs
+// depends on them, if they are finite.
 
 #pragma once
 
@@ -29,7 +30,7 @@ constexpr int64_t kSums = 4;    // in T, of what is then summed in double
 // Panels of output channels at a time: what belongs to them and a strip fits the first-level cache.
 constexpr int64_t kStripPanels = 2;
 
-// Inline always, as the grid's members: what is compiled with one instruction set's flags must not
+// Inline always, as members of PatchGrid: what is compiled with one instruction set's flags must not
 // serve the others.
 [[gnu::always_inline]] inline int64_t parts(int64_t n, int64_t length) {
   return (n + length - 1) / length;

@@ -26,7 +26,7 @@ struct SplitProduct {
   Halves a, b;
 };
 
-// kRows x kColumns tiles of sums, from `c` on; `row` and `column` are floats between tiles.
+// kRows x kColumns tiles of sums, from `c` on; `column` is floats between tiles of columns.
 template <int kRows, int kColumns>
 FASTMTT_INLINE_HERE void multiply_halves(
     const SplitProduct* products, int64_t count, int64_t steps, int64_t m, int64_t n, float* c,

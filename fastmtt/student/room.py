@@ -60,7 +60,10 @@ class Room:
 
 
 class Tape:
-    """What one step keeps for the adjoint sweep, in memory that serves its next run as well."""
+    """What one step keeps for the adjoint sweep, in memory that serves its next run as well.
+
+    One backend chooses the keys, fills it and reads it: what ops leave out is not the same in all.
+    """
 
     def __init__(self, keep: frozenset[Hashable] = frozenset()) -> None:
         """Take the keys, out of ``Student.tape_options``, of what is to be kept."""
