@@ -183,21 +183,27 @@ def test_published_files_must_fit_the_data_set(published, tmp_path, capsys):
     assert "images [1, 8, 9]" in failing(capsys, flags)
 
 
+STEPS = 150  # on real images
 COMPARE = "--num_eval 1 --epoch_eval_train 20 --compare"
 
 
 @pytest.fixture(autouse=True)
 def fewer_steps_on_real_images(monkeypatch):
-    monkeypatch.setattr(evaluate, "REAL_STEPS", 150)
+    monkeypatch.setattr(evaluate, "REAL_STEPS", STEPS)
 
 
 def left_over(folder: Path) -> list[Path]:
     return list(folder.glob("evaluation_*"))
 
 
+def evaluate_shortly(flags: list[str]) -> None:
+    evaluate.REAL_STEPS = STEPS
+    evaluate.main(flags)
+
+
 def kill_in(folder: Path, flags: str) -> Path:
     """Start an evaluation and kill it after the first networks are done; give what it left."""
-    process = apart.Process(target=evaluate.main, args=(flags.split(),))
+    process = apart.Process(target=evaluate_shortly, args=(flags.split(),))
     process.start()
     try:
         end = time.monotonic() + 120

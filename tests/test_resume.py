@@ -1,28 +1,28 @@
 """Runs killed at random moments reach, resumed, the bits of one that nobody killed."""
 
 import contextlib
-import importlib
 import json
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from processes import command
 
 from fastmtt import buffer, distill
 from fastmtt.config import parse
 from fastmtt.device import load_data
 from fastmtt.experts.order import write_order
 from fastmtt.files import read_safetensors
-from fastmtt.ops import backends
 from fastmtt.run import KIND
 
 SMALL = (
     "--dataset digits --model ConvNetD1W8 --dsa_strategy crop_scale_rotate --batch_train 128 "
-    "--num_experts 3 --threads 1 --held_out 20 --device cpu "
+    "--num_experts 3 --threads 1 --held_out 20 "
 )
 BUFFER = SMALL + "--train_epochs 12 --mom 0.5 --decay --experts_at_once 2 "
 DISTILL = SMALL + (
@@ -31,35 +31,9 @@ DISTILL = SMALL + (
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def imported():
-    """What commands import only when they need it: here, not again in each life of theirs."""
-    load_data(parse("buffer", BUFFER.split()))
-    parse("distill", DISTILL.split())
-    backends.extension_error()
-    importlib.import_module("torchvision.utils")
-
-
-def child(main: Callable[[list[str]], None], flags: str, environment: dict[str, str]) -> int:
-    """Run a command in a process of its own, forked so that nothing is imported again."""
-    process = os.fork()
-    if process:
-        return process
-    status = 1
-    try:
-        os.environ.update(environment)
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 2)
-        main(flags.split())
-        status = 0
-    except SystemExit as left:
-        status = int(left.code or 0)
-    finally:
-        os._exit(status)
-
-
-def wait(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def wait(process: BaseProcess) -> int | None:
+    process.join()
+    return process.exitcode
 
 
 def killed(
@@ -74,16 +48,16 @@ def killed(
     done = 0
     for number in range(kills):
         # Checkpoints at every chance in every other life, only where they must be in the rest.
-        process = child(main, flags, {"FASTMTT_CHECKPOINT_SECONDS": "0" if number % 2 else "60"})
+        process = command(main, flags, {"FASTMTT_CHECKPOINT_SECONDS": "0" if number % 2 else "60"})
         time.sleep(chance.uniform(0, length))
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, end)
+            os.kill(process.pid, end)
         status = wait(process)
         assert status in (-end, 128 + end, 0), status
         if status == 0:
             break
         done += 1
-    assert wait(child(main, flags, {})) == 0
+    assert wait(command(main, flags, {})) == 0
     return done
 
 
@@ -127,7 +101,7 @@ def run_and_kill(
         for name in ("alone", "ended")
     )
     begin = time.monotonic()
-    assert wait(child(main, alone, {})) == 0
+    assert wait(command(main, alone, {})) == 0
     length = time.monotonic() - begin
     done = killed(main, f"{ended} --resume", kills, length, end)
     assert_equal(tmp_path / "alone", tmp_path / "ended")
