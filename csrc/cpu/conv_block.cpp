@@ -63,11 +63,11 @@ void conv_block_into(
   Block block("conv_block", a_in, w_in, bf16);
   const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
   const Tensor gamma = block.affine("gamma", gamma_in), beta = block.affine("beta", beta_in);
-  const bool few = few_channels(block), with_xhat = !few || xhat.numel() > 0;
+  const bool with_xhat = !left_out(block, xhat);
   block.check_pooled_result("p", p);
   block.check_output_result("xhat", xhat, with_xhat);
   block.check_statistic_result("rstd", rstd);
-  if (few) {
+  if (few_channels(block)) {
     const PatchTensors tensors = {
         .a = a, .w = w, .gamma = gamma, .beta = beta, .p = p,
         .xhat = with_xhat ? xhat : Tensor(), .rstd = rstd};
@@ -125,13 +125,11 @@ void conv_block_backward_into(
   const auto [need_a, need_parameters] = needs;
   const Tensor a = block.input("a", a_in), w = block.filters("w", w_in);
   const Tensor gamma = block.affine("gamma", gamma_in), beta = block.affine("beta", beta_in);
-  const bool few = few_channels(block);
-  const Tensor gp = block.pooled("gp", gp_in);
-  const Tensor xhat = few && xhat_in.numel() == 0 ? Tensor() : block.output("xhat", xhat_in);
+  const Tensor gp = block.pooled("gp", gp_in), xhat = output_or_none(block, "xhat", xhat_in);
   const Tensor rstd = block.statistic("rstd", rstd_in);
   block.check_input_result("ga", ga, need_a);
   block.check_parameter_results(gw, ggamma, gbeta, need_parameters);
-  if (few) {
+  if (few_channels(block)) {
     PatchTensors tensors = {.a = a, .w = w, .gamma = gamma, .beta = beta, .gp = gp};
     if (need_a) tensors.ga = ga;
     if (need_parameters) tensors.gw = gw, tensors.ggamma = ggamma, tensors.gbeta = gbeta;

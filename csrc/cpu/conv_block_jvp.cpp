@@ -80,24 +80,23 @@ void conv_block_jvp_into(
   const Tensor gamma_dot = block.affine("gamma_dot", gamma_dot_in);
   const Tensor beta = block.affine("beta", beta_in);
   const Tensor beta_dot = block.affine("beta_dot", beta_dot_in);
-  const bool given = xhat_in && rstd_in, few = few_channels(block);
-  const auto wanted = [&](const Tensor& output) { return !few || output.numel() > 0; };
+  const bool given = xhat_in && rstd_in;
+  const bool with_dot = !left_out(block, xhat_dot);
+  const bool with_xhat = !given && !left_out(block, new_xhat);
   block.check_pooled_result("p", p);
   block.check_pooled_result("p_dot", p_dot);
-  block.check_output_result("xhat_dot", xhat_dot, wanted(xhat_dot));
+  block.check_output_result("xhat_dot", xhat_dot, with_dot);
   block.check_statistic_result("rstd_dot", rstd_dot);
-  block.check_output_result("xhat", new_xhat, !given && wanted(new_xhat));
+  block.check_output_result("xhat", new_xhat, with_xhat);
   block.check_statistic_result("rstd", new_rstd, !given);
-  const Tensor xhat = !given ? new_xhat
-      : wanted(*xhat_in)     ? block.output("xhat", *xhat_in)
-                             : *xhat_in;
+  const Tensor xhat = given ? output_or_none(block, "xhat", *xhat_in) : new_xhat;
   const Tensor rstd = given ? block.statistic("rstd", *rstd_in) : new_rstd;
-  if (few) {
+  if (few_channels(block)) {
     PatchTensors tensors = {
         .a = a, .a_dot = a_dot, .w = w, .w_dot = w_dot, .gamma = gamma, .gamma_dot = gamma_dot,
         .beta = beta, .beta_dot = beta_dot, .p = p, .p_dot = p_dot, .rstd_dot = rstd_dot};
-    if (wanted(xhat_dot)) tensors.xhat_dot = xhat_dot;
-    if (!given && wanted(xhat)) tensors.xhat = xhat;
+    if (with_dot) tensors.xhat_dot = xhat_dot;
+    if (with_xhat) tensors.xhat = xhat;
     if (!given) tensors.rstd = rstd;
     return compute_by_patches(PatchOp::jvp, block, tensors, scratch);
   }
@@ -185,17 +184,14 @@ void conv_block_backward_jvp_into(
   const Tensor gamma = block.affine("gamma", gamma_in);
   const Tensor gamma_dot = block.affine("gamma_dot", gamma_dot_in);
   const Tensor beta = block.affine("beta", beta_in);
-  const bool few = few_channels(block);
-  const auto output = [&](const char* name, const Tensor& t) {
-    return few && t.numel() == 0 ? Tensor() : block.output(name, t);
-  };
-  const Tensor xhat = output("xhat", xhat_in), rstd = block.statistic("rstd", rstd_in);
-  const Tensor xhat_dot = output("xhat_dot", xhat_dot_in);
+  const Tensor xhat = output_or_none(block, "xhat", xhat_in);
+  const Tensor rstd = block.statistic("rstd", rstd_in);
+  const Tensor xhat_dot = output_or_none(block, "xhat_dot", xhat_dot_in);
   const Tensor rstd_dot = block.statistic("rstd_dot", rstd_dot_in);
   block.check_input_result("ga_dot", ga_dot, need_a_dot);
   block.check_input_result("ga", ga, need_a);
   block.check_parameter_results(gw_dot, ggamma_dot, gbeta_dot, need_parameters);
-  if (few) {
+  if (few_channels(block)) {
     PatchTensors tensors = {
         .a = a, .a_dot = a_dot, .w = w, .w_dot = w_dot, .gamma = gamma, .gamma_dot = gamma_dot,
         .beta = beta, .gp = gp, .gp_dot = gp_dot};

@@ -178,11 +178,11 @@ class Convolution {
 
   // Images' inputs to rows of v, from `row` on.
   void lift(const T* images, int64_t count, const Operand& v, int64_t row, bool pairs) const {
-    const int64_t parts = in_panels();
-    for (int64_t i = 0; i < count * parts; ++i) {
-      const int64_t image = i / parts;
+    const int64_t panels = in_panels();
+    for (int64_t i = 0; i < count * panels; ++i) {
+      const int64_t image = i / panels;
       kernels.lift(
-          g, images + image * g.area() * g.in, i % parts, v, row + image * g.rows, pairs);
+          g, images + image * g.area() * g.in, i % panels, v, row + image * g.rows, pairs);
     }
   }
   // Products V U of a group: use(image, panel, where that is among the products at hand).

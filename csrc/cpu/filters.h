@@ -19,8 +19,6 @@ struct Filters : Operands<Op> {
   using Operands<Op>::present;
   using Operands<Op>::put;
 
-  static int64_t panels_of(int64_t channels) { return (channels + kLength - 1) / kLength; }
-
   // kGroup rows of a panel of U from row k on; load(tap, i) gives the i-th's taps.
   template <typename Load>
   FASTMTT_INLINE_HERE static void put_rows(
@@ -32,7 +30,7 @@ struct Filters : Operands<Op> {
 
   static void to_rows(const Grid& g, const T* w, int64_t block, Operand u) {
     const int64_t first = block * kLength, left = g.depth - first;
-    for (int64_t panel = 0; panel < panels_of(g.out); ++panel) {
+    for (int64_t panel = 0; panel < parts(g.out, kLength); ++panel) {
       const int64_t count = present(g.out, panel);
       for (int64_t k = first; k < first + (left < kLength ? left : kLength); k += kGroup) {
         put_rows(g, u, panel, k, [&](int64_t tap, int i) FASTMTT_HERE {
@@ -48,7 +46,7 @@ struct Filters : Operands<Op> {
   // U^T, whose rows are output channels.
   static void to_columns(const Grid& g, const T* w, int64_t block, Operand u) {
     const int64_t rows = (g.out + kGroup - 1) / kGroup * kGroup, present_in = present(g.in, block);
-    for (int64_t panel = 0; panel < panels_of(g.out); ++panel) {
+    for (int64_t panel = 0; panel < parts(g.out, kLength); ++panel) {
       const int64_t count = present(g.out, panel), first = panel * kLength;
       Row square[9][kLength];
       for (int64_t tap = 0; tap < 9; ++tap) {
@@ -69,7 +67,7 @@ struct Filters : Operands<Op> {
 
   static void from_rows(const Grid& g, Panels<const T> gu, int64_t block, T* gw) {
     const int64_t count = present(g.in, block);
-    for (int64_t panel = 0; panel < panels_of(g.out); ++panel) {
+    for (int64_t panel = 0; panel < parts(g.out, kLength); ++panel) {
       const int64_t present_out = present(g.out, panel);
       for (int64_t k = block * kLength; k < block * kLength + count; ++k) {
         const T* from = gu.data + panel * gu.panel + k * kLength;

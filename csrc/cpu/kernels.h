@@ -24,6 +24,11 @@ namespace fastmtt {
 constexpr int64_t kPanelBytes = 64;
 constexpr double kEps = 1e-5;  // of the norm's variance
 
+// Inline always: what is compiled with one instruction set's flags must not serve the others.
+[[gnu::always_inline]] inline int64_t parts(int64_t n, int64_t length) {
+  return (n + length - 1) / length;
+}
+
 template <typename T>
 constexpr int64_t kLanes = kPanelBytes / sizeof(T);
 

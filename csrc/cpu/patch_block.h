@@ -79,14 +79,12 @@ struct PatchBlock {
     for_strips(g, strips, true, [&](int64_t strip, int64_t panel, int64_t width) {
       strips.multiply_by(value, panel, width, room.y);
       open(g, strips, image.gp, strip, panel, width, with_a, room);
-      strips.multiply_columns(panel, width, of_strip(g, room.q, strip), strip >= kSums);
+      add_columns(g, strips, room.q, strip, panel, width);
       if (with_a) strips.multiply_back(back, panel, width, panel > 0);
     });
     folding.backward(image);
-    if (!with_a) return;
     const Pulled pulled = {room.by_u, filters.flipped};
-    add_rest(g, strips, &pulled, 1, room);
-    Patches<T>::back(g, room, image.ga);
+    if (with_a) pull_back(g, strips, &pulled, 1, room, image.ga);
   }
 
   static void backward_jvp(const Grid& g, const Filters& filters, Image image, Room room) {
@@ -104,19 +102,15 @@ struct PatchBlock {
     for_strips(g, strips, true, [&](int64_t strip, int64_t panel, int64_t width) {
       strips.multiply_by(value, panel, width, room.y);
       open(g, strips, image.gp, strip, panel, width, with_a_dot, room);
-      strips.multiply_columns(panel, width, of_strip(g, room.q, strip), strip >= kSums);
+      add_columns(g, strips, room.q, strip, panel, width);
       if (with_a_dot) strips.multiply_back(moved, panel, width, panel > 0);
       open(g, strips, image.gp_dot, strip, panel, width, with_a_dot, room);
-      strips.multiply_columns(panel, width, of_strip(g, room.q_dot, strip), strip >= kSums);
+      add_columns(g, strips, room.q_dot, strip, panel, width);
       if (with_a_dot) strips.multiply_back(back, panel, width, true);
     });
     folding.backward_jvp(image);
-    if (with_a_dot) {
-      const Pulled pulled[] = {
-          {room.by_u, filters.flipped}, {room.by_u_dot, filters.flipped_dot}};
-      add_rest(g, strips, pulled, 2, room);
-      Patches<T>::back(g, room, image.ga_dot);
-    }
+    const Pulled both[] = {{room.by_u, filters.flipped}, {room.by_u_dot, filters.flipped_dot}};
+    if (with_a_dot) pull_back(g, strips, both, 2, room, image.ga_dot);
     if (!with_a) return;
     for_strips(g, strips, false, [&](int64_t strip, int64_t panel, int64_t width) {
       strips.multiply_by(value, panel, width, room.y);
@@ -124,8 +118,7 @@ struct PatchBlock {
       strips.multiply_back(back, panel, width, panel > 0);
     });
     const Pulled pulled = {room.by_u_dot, filters.flipped};
-    add_rest(g, strips, &pulled, 1, room);
-    Patches<T>::back(g, room, image.ga);
+    pull_back(g, strips, &pulled, 1, room, image.ga);
   }
 
  private:
@@ -142,8 +135,11 @@ struct PatchBlock {
     }
   }
 
-  static T* of_strip(const Grid& g, T* q, int64_t strip) {
-    return q + strip % kSums * g.outs * g.depth;
+  // A strip's part of X^T G, to the sum that is its own.
+  static void add_columns(
+      const Grid& g, Strips& strips, T* q, int64_t strip, int64_t panel, int64_t width) {
+    strips.multiply_columns(
+        panel, width, q + strip % kSums * g.outs * g.depth, strip >= kSums);
   }
   static int64_t pools_of(const Grid& g, int64_t strip) {
     const int64_t left = g.pools - strip * (kStrip / kPool);
@@ -198,9 +194,10 @@ struct PatchBlock {
   struct Pulled {
     const T *factor, *filters;
   };
-  // What the norm subtracts: patches times (factors times transposed filters).
-  static void add_rest(
-      const Grid& g, Strips& strips, const Pulled* terms, int count, const Room& room) {
+  // What the norm subtracts is added, patches times (factors times transposed filters), and the
+  // patches' cotangent becomes an image's.
+  static void pull_back(
+      const Grid& g, Strips& strips, const Pulled* terms, int count, const Room& room, T* ga) {
     for (int i = 0; i < count; ++i) {
       const Product product = {
           {const_cast<T*>(terms[i].factor), 0, g.depth * kLength},
@@ -214,6 +211,7 @@ struct PatchBlock {
       strips.begin(strip, false);
       strips.multiply_rest(rest);
     }
+    Patches<T>::back(g, room, ga);
   }
 };
 

@@ -48,7 +48,6 @@ struct Folding {
     for (int64_t c = 0; c < g.outs; c += kEight) {
       const Eight r = Eight::load(room.rstd + c), gamma = of_channels(filters.gamma, c);
       const Eight gamma_dot = of_channels(filters.gamma_dot, c), r_dot = tangent_of(r, c);
-      r_dot.store(room.rstd_dot + c);
       fused(gamma, r_dot, gamma_dot * r).store(room.gain_dot + c);
       give(r_dot, image.rstd_dot, c);
       const Forms forms(*this, c);

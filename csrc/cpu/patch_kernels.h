@@ -30,12 +30,8 @@ constexpr int64_t kSums = 4;    // in T, of what is then summed in double
 // Panels of output channels at a time: what belongs to them and a strip fits the first-level cache.
 constexpr int64_t kStripPanels = 2;
 
-// Inline always, as members of PatchGrid: what is compiled with one instruction set's flags must not
-// serve the others.
-[[gnu::always_inline]] inline int64_t parts(int64_t n, int64_t length) {
-  return (n + length - 1) / length;
-}
-
+// Its members are inline always: what is compiled with one instruction set's flags must not serve
+// the others.
 template <typename T>
 struct PatchGrid {
   [[gnu::always_inline]] PatchGrid(
@@ -99,7 +95,7 @@ struct PatchRoom {
   T* ga;                     // an image with a border of one
   double *sums, *covariance;  // the kernels' own; [depth / 8][depth][8]
   double *cu, *cu_dot;       // covariance times u and u_dot, as these
-  double *rstd, *rstd_dot, *gain, *gain_dot;  // [outs]; gain is gamma rstd
+  double *rstd, *gain, *gain_dot;  // [outs]; gain is gamma rstd
   T *value, *tangent, *xhat, *xhat_dot;  // factors: of the affine output, of xhat, and tangents
   T *by_u, *by_u_dot, *rest;  // factors; rest: [tap_panels][depth][lane]
   T *back, *back_dot;        // [tap_panels][outs][lane]
@@ -119,7 +115,8 @@ struct PatchKernels {
 };
 
 // With bf16 and a processor that has tiles, factors are sums of two bfloat16 numbers each: what that
-// leaves out is 2^-16 of a product. Elsewhere they are exact.
+// leaves out is 2^-16 of a product. Elsewhere they are exact. Rounded to one, as larger convolutions'
+// are, meta-gradients would err more than twice as much as autocast's.
 template <typename T>
 const PatchKernels<T>& patch_kernels(bool bf16);
 

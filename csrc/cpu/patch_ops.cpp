@@ -39,7 +39,6 @@ PatchRoom<T> make_room(
       .cu = doubles(g.outs * g.depth),
       .cu_dot = doubles(g.outs * g.depth),
       .rstd = doubles(g.outs),
-      .rstd_dot = doubles(g.outs),
       .gain = doubles(g.outs),
       .gain_dot = doubles(g.outs),
       .value = factor(),

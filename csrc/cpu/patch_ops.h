@@ -20,6 +20,14 @@ struct PatchTensors {
 // Whether the block is computed so.
 bool few_channels(const Block& block);
 
+// Such a block does without xhat and xhat_dot, which may be empty: results and arguments.
+inline bool left_out(const Block& block, const Tensor& output) {
+  return few_channels(block) && output.numel() == 0;
+}
+inline Tensor output_or_none(Block& block, const char* name, const Tensor& output) {
+  return left_out(block, output) ? Tensor() : block.output(name, output);
+}
+
 void compute_by_patches(
     PatchOp op, const Block& block, const PatchTensors& tensors,
     const std::optional<Tensor>& scratch);
