@@ -196,22 +196,17 @@ struct Exact {
 };
 
 // Rounded to bfloat16 and kept as float: where the processor has no bfloat16 products.
-FASTMTT_INLINE_HERE uint32_t bfloat16_bits(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  const uint32_t rounded = bits + 0x7fff + (bits >> 16 & 1);
-  const bool nan = (bits & 0x7fffffff) > 0x7f800000;  // rounding must not make it infinite
-  return nan ? bits | 0x400000 : rounded & 0xffff0000;
-}
-
 struct Rounded : Exact<float> {
   FASTMTT_INLINE_HERE static void store(const Panel<float>& x, float* to) {
-    float lanes[Panel<float>::kLength];
-    x.store(lanes);
-    for (int l = 0; l < Panel<float>::kLength; ++l) {
-      const uint32_t bits = bfloat16_bits(lanes[l]);
-      __builtin_memcpy(to + l, &bits, sizeof bits);
+    typedef uint32_t Bits __attribute__((vector_size(FASTMTT_VECTOR_BYTES)));
+    Panel<float> r;
+    FASTMTT_UNROLL for (int i = 0; i < Panel<float>::kNatives; ++i) {
+      const Bits bits = Bits(x.v[i]);
+      const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+      // rounding must not make infinite what is not a number
+      r.v[i] = x.v[i] == x.v[i] ? Floats(rounded) : Floats(bits | 0x400000);
     }
+    r.store(to);
   }
   FASTMTT_INLINE_HERE static void store_group(const Panel<float>* x, float* to) { store(x[0], to); }
 };
