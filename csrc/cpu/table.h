@@ -17,7 +17,7 @@ constexpr Kernels<typename Op::Value> kTable = {
     sizeof(typename Op::Element),
     Op::kGroup,
     Op::kBeside,
-    1,
+    64,
     900 << 10,
     &multiply<Op>,
     &multiply_transposed<Op>,
