@@ -8,12 +8,6 @@ namespace fastmtt {
 namespace FASTMTT_ISA {
 namespace {
 
-// Sums run over kChain terms in registers before they join the total in memory. One chain over all
-// channels would be 1.5 times less exact, and rounding here is most of a convolution's error; not
-// so with bfloat16, whose own rounding is.
-template <typename Op>
-constexpr int64_t kChain = Op::kGroup == 1 ? 32 : 512;
-
 // The largest block of rows whose sums fit the registers beside what they are made of.
 template <typename T>
 constexpr int rows_for(int panels) {
@@ -66,8 +60,8 @@ template <typename Op, int Rows, int Columns, bool Transposed>
   using T = typename Op::Value;
   using Row = Panel<T>;
   constexpr int64_t kLength = Row::kLength, kStep = Op::kGroup;
-  for (int64_t first = 0; first < depth; first += kChain<Op>) {
-    const int64_t last = first + kChain<Op> < depth ? first + kChain<Op> : depth;
+  for (int64_t first = 0; first < depth; first += Op::kChain) {
+    const int64_t last = first + Op::kChain < depth ? first + Op::kChain : depth;
     typename Row::Native sums[Rows][Columns * Row::kNatives] = {};
     for (int64_t k0 = first; k0 < last; k0 += kLength) {
       const int64_t steps = ((k0 + kLength < last ? k0 + kLength : last) - k0) / kStep;
