@@ -22,8 +22,7 @@ namespace fastmtt {
 // chunks must not depend on it.
 constexpr int64_t kChunkBytes = int64_t(1) << 22;
 // A group of images is what one thread takes through a whole op by itself, `kWide` panels of products
-// at a time: what its second-level cache holds, but rows enough for the filters they are multiplied
-// by, which come from farther away.
+// at a time: what its second-level cache holds, or more, if those are too few rows for the kernels.
 constexpr int64_t kWide = 4;
 
 template <typename T>
@@ -108,7 +107,6 @@ class Convolution {
     const int64_t fill = std::max<int64_t>(1, kernels.rows_at_once / g.rows);
     const int64_t most_held = kernels.cache / held;
     group = std::min(std::max(fill, most_held / fill * fill), chunk);
-    most_grouped = std::min(2 * group, block.batch);  // see for_groups
   }
 
   int64_t padded(int64_t n) const { return at::divup(n, kernels.group) * kernels.group; }
@@ -123,10 +121,10 @@ class Convolution {
 
   // A thread's own, for a group of images.
   Operand lifted_group(Arena& arena) const {
-    return operand(arena, most_grouped * g.rows, beside(in_panels()));
+    return operand(arena, group * g.rows, beside(in_panels()));
   }
   Panels<T> products_group(Arena& arena) const {
-    return room<T>(arena, most_grouped * g.rows, kWide, sizeof(T));
+    return room<T>(arena, group * g.rows, kWide, sizeof(T));
   }
   T* scratch(Arena& arena) const {
     const int64_t bordered = (g.down * kTile + 2) * (g.across * kTile + 2);
@@ -166,12 +164,12 @@ class Convolution {
       work(first, std::min(chunk, batch - first));
     }
   }
-  // work(first image, number of images, thread) for groups of `count` images: of `group` at least if
-  // there are so many, and as many groups for each thread.
+  // work(first image, number of images, thread) for groups of `count` images, shared out evenly.
   template <typename Work>
   void for_groups(int64_t count, const Work& work) const {
     const int64_t threads = at::get_num_threads();
-    const int64_t groups = std::min(std::max(threads, count / group / threads * threads), count);
+    const int64_t even = at::divup(at::divup(count, group), threads) * threads;
+    const int64_t groups = std::min(even, count);
     parallel(groups, [&](int64_t i) {
       const int64_t first = count * i / groups;
       work(first, count * (i + 1) / groups - first, at::get_thread_num());
@@ -225,7 +223,7 @@ class Convolution {
 
   const Kernels<T>& kernels;
   Grid g;
-  int64_t chunk, group, most_grouped;  // images at a time
+  int64_t chunk, group;  // images at a time
 
  private:
   Operand moved(const Operand& x, int64_t elements) const {

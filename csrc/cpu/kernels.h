@@ -107,9 +107,9 @@ struct Kernels {
   // an operand whose rows are summed over has them interleaved by `group` ("pairs"). In one whose
   // columns are, `beside` panels lie side by side: [position][panel / beside][row][beside][lane].
   int64_t element, group, beside;
-  // Products are fastest for multiples of `rows_at_once` rows: with fewer, too little is done with the
-  // filters that are fetched for them. `cache` is what of the second-level cache a thread's group of
-  // images may take beyond that.
+  // Products are fastest for `rows_at_once` rows or multiples of that: with fewer, too little is done
+  // with the filters that are fetched for them. `cache` is what of the second-level cache a thread's
+  // group of images may take; that of `rows_at_once` rows takes what it needs.
   int64_t rows_at_once, cache;
 
   // c[n][m] = (c[n][m] if add) + sum over products and k of a[m,k] b[k,n], for rows m of one position

@@ -187,7 +187,7 @@ FASTMTT_INLINE_HERE void transpose(Panel<T>* rows) {
 // Elements of an operand as the kernels hold them. kGroup consecutive k lie together in a factor
 // whose columns are read (b), or whose rows are summed over; kBeside panels side by side in the other.
 // Sums run over kChain terms in registers before they join the total in memory. One chain over all
-// channels would be 1.5 times less exact, and rounding here is most of a convolution's error; not
+// terms would be 1.5 times less exact, and rounding here is most of a convolution's error; not
 // so with bfloat16, whose own rounding is.
 template <typename T>
 struct Exact {
@@ -208,7 +208,7 @@ struct Rounded : Exact<float> {
     FASTMTT_UNROLL for (int i = 0; i < Panel<float>::kNatives; ++i) {
       const Bits bits = Bits(x.v[i]);
       const Bits rounded = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-      // rounding must not make infinite what is not a number
+      // rounding must not make infinite, or zero, what is not a number
       r.v[i] = x.v[i] == x.v[i] ? Floats(rounded) : Floats(bits | 0x400000);
     }
     r.store(to);
