@@ -35,7 +35,9 @@ _TESTED = 128  # images tested at a time
 # Of a network's weights in a match: both gradients in two orders, v, what made it; no more in a
 # step of training.
 _VECTORS = 8
-_TRANSFORMED, _TILES = 4, 2**20  # of weights, and of what a CPU's Winograd kernels work in besides
+# A CPU's Winograd kernels work in weights, and each thread in a group of images: 36 matrices of 128
+# rows, primal and tangent, of all channels that come in and of 64 that go out.
+_TRANSFORMED, _GROUP, _WIDE = 4, 36 * 128 * 2 * _FLOAT, 64
 _SETS = 7  # stored images, velocity, their turn's, gradients by parts and as one
 
 
@@ -137,7 +139,9 @@ def _of_convnet(student: ConvNetStudent, sizes: MatchSizes, device: torch.device
         student.tangent(theta, theta, x, y, needs={"x"})
     kernels = student.room.largest
     if device.type == "cpu":
-        kernels = 2 * kernels + _TRANSFORMED * _bytes(theta[:1]) + _TILES
+        kernels = 2 * kernels + _TRANSFORMED * _bytes(theta[:1])
+        widest = max(student.structure.channels)
+        kernels += torch.get_num_threads() * _GROUP * (widest + min(widest, _WIDE))
         for i, channels in enumerate(student.structure.channels[:-1]):
             if backends.without_outputs(channels, torch.empty(0)):
                 student.room.forget(("xhat", i), ("xhat_dot", i))

@@ -31,10 +31,11 @@ from fastmtt.progress import say
 
 KIND = "fastmtt run 1"
 _CHECKPOINT = "checkpoint.safetensors"
-# What may change when a run goes on: where things lie, what it tells and how long it runs.
+# What may change when a run goes on: where things lie, what it tells, how long it runs, what is
+# over, and what changes no bit.
 _FREE = {
     *("data_path", "download", "buffer_path", "save_path", "run_name", "resume"),
-    *("logger", "project", "published", "Iteration"),
+    *("logger", "project", "published", "Iteration", "memory", "skip_first_eva"),
 }
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
