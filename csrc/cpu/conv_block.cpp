@@ -81,12 +81,15 @@ void conv_block_into(
     block.check_apart(room);
     const auto ps = write<T>(p), xhats = write<T>(xhat), rstds = write<T>(rstd);
     for (int64_t s = 0; s < block.students; ++s) {
-      conv.to_filters(read<T>(w)[s], buffers.u);
-      conv.for_groups(block.batch, [&](int64_t first, int64_t count, int thread) {
-        const auto& own = buffers.own[thread];
-        conv.lift(block.image(read<T>(a)[s], first), count, own.v, 0, false);
+      conv.filters_before(read<T>(w)[s], buffers.u);
+      const auto prepare = [&](const Images& images) {
+        const T* inputs = block.image(read<T>(a)[s], images.first);
+        conv.lift(inputs, images.count, buffers.own[images.owner].v, images.row, false);
+      };
+      const auto multiply = [&](const Images& images, const Columns& columns) {
+        const auto& own = buffers.own[images.thread];
         const auto use = [&](int64_t image, int64_t panel, int64_t at) {
-          const int64_t i = first + image, c = panel * kLanes<T>;
+          const int64_t i = images.first + image, c = panel * kLanes<T>;
           conv.kernels.normalise(
               conv.g,
               {.m = constant(own.m),
@@ -100,8 +103,11 @@ void conv_block_into(
                .p = block.pooled_image(ps[s], i) + c,
                .scratch = own.scratch});
         };
-        conv.multiply(count, {{{{own.v, buffers.u}}, own.m}}, use);
-      });
+        conv.filters_within(read<T>(w)[s], columns, buffers.u);
+        const Operand v = buffers.own[images.owner].v;
+        conv.multiply(images.count, columns, {{{{v, buffers.u}}, own.m}}, use);
+      };
+      conv.for_groups(block.batch, conv.out_panels(), prepare, multiply);
     }
   });
 }
@@ -143,12 +149,13 @@ void conv_block_backward_into(
     block.check_apart(room);
     const auto gas = write<T>(ga, need_a);
     for (int64_t s = 0; s < block.students; ++s) {
-      if (need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
+      if (need_a) conv.flipped_before(read<T>(w)[s], buffers.u);
       conv.for_chunks(block.batch, [&](int64_t chunk, int64_t images) {
-        conv.for_groups(images, [&](int64_t first, int64_t count, int thread) {
-          const auto& own = buffers.own[thread];
-          for (int64_t k = 0; k < count * conv.out_panels(); ++k) {
-            const int64_t image = first + k / conv.out_panels(), panel = k % conv.out_panels();
+        const auto prepare = [&](const Images& group) {
+          const auto& own = buffers.own[group.thread];
+          for (int64_t k = 0; k < group.count * conv.out_panels(); ++k) {
+            const int64_t image = group.first + k / conv.out_panels();
+            const int64_t panel = k % conv.out_panels();
             const int64_t i = chunk + image, c = panel * kLanes<T>;
             conv.kernels.backward(
                 conv.g,
@@ -166,17 +173,20 @@ void conv_block_backward_into(
                  .gbeta = buffers.shares.beta(i) + c,
                  .scratch = own.scratch});
           }
-          const int64_t row = first * conv.g.rows;
-          if (need_a) {
-            conv.multiply_flipped(
-                count, {{{conv.from_row(buffers.z, row), buffers.u}}, own.gv},
-                block.image(gas[s], chunk + first), own.scratch);
-          }
-          if (need_parameters) {
-            const T* inputs = block.image(read<T>(a)[s], chunk + first);
-            conv.lift(inputs, count, buffers.v, row, true);
-          }
-        });
+          if (!need_parameters) return;
+          const T* inputs = block.image(read<T>(a)[s], chunk + group.first);
+          conv.lift(inputs, group.count, buffers.v, group.first * conv.g.rows, true);
+        };
+        const auto multiply = [&](const Images& group, const Columns& columns) {
+          if (!need_a) return;
+          const auto& own = buffers.own[group.thread];
+          const Operand z = conv.from_row(buffers.z, group.first * conv.g.rows);
+          conv.flipped_within(read<T>(w)[s], columns, buffers.u);
+          conv.multiply_flipped(
+              group.count, columns, {{{z, buffers.u}}, own.gv},
+              block.image(gas[s], chunk + group.first), own.scratch);
+        };
+        conv.for_groups(images, conv.in_panels(), prepare, multiply);
         if (need_parameters) {
           conv.multiply_transposed({{buffers.v, buffers.z_pairs}}, images, buffers.gu, chunk > 0);
         }

@@ -110,13 +110,21 @@ void conv_block_jvp_into(
     const auto ps = write<T>(p), p_dots = write<T>(p_dot);
     const auto xhat_dots = write<T>(xhat_dot), rstd_dots = write<T>(rstd_dot);
     for (int64_t s = 0; s < block.students; ++s) {
-      if (!given || a_dot.defined()) conv.to_filters(read<T>(w)[s], buffers.u);
-      conv.to_filters(read<T>(w_dot)[s], buffers.u_dot);
-      conv.for_groups(block.batch, [&](int64_t first, int64_t count, int thread) {
-        const auto& own = buffers.own[thread];
-        conv.lift(block.image(read<T>(a)[s], first), count, own.v, 0, false);
+      const bool with_u = !given || a_dot.defined();
+      if (with_u) conv.filters_before(read<T>(w)[s], buffers.u);
+      conv.filters_before(read<T>(w_dot)[s], buffers.u_dot);
+      const auto prepare = [&](const Images& images) {
+        const auto& own = buffers.own[images.owner];
+        const T* inputs = block.image(read<T>(a)[s], images.first);
+        conv.lift(inputs, images.count, own.v, images.row, false);
+        if (!a_dot.defined()) return;
+        const T* dots = block.image(read<T>(a_dot)[s], images.first);
+        conv.lift(dots, images.count, own.v_dot, images.row, false);
+      };
+      const auto multiply = [&](const Images& images, const Columns& columns) {
+        const auto& own = buffers.own[images.thread];
         const auto use = [&](int64_t image, int64_t panel, int64_t at) {
-          const int64_t i = first + image, c = panel * kLanes<T>;
+          const int64_t i = images.first + image, c = panel * kLanes<T>;
           conv.kernels.normalise_jvp(
               conv.g,
               {.m = given ? Panels<const T>() : constant(own.m),
@@ -136,16 +144,22 @@ void conv_block_jvp_into(
                .rstd_dot = rstd_dots[s] + i * block.out + c,
                .p_dot = block.pooled_image(p_dots[s], i) + c});
         };
-        const Product primal = {own.v, buffers.u}, by_w = {own.v, buffers.u_dot};
+        if (with_u) conv.filters_within(read<T>(w)[s], columns, buffers.u);
+        conv.filters_within(read<T>(w_dot)[s], columns, buffers.u_dot);
+        const auto& [v, v_dot, m, m_dot, scratch] = buffers.own[images.owner];
+        const Product primal = {v, buffers.u}, by_w = {v, buffers.u_dot};
+        const Product by_a = {v_dot, buffers.u};
+        const Sum<T> sum = {{primal}, own.m};
         if (a_dot.defined()) {
-          conv.lift(block.image(read<T>(a_dot)[s], first), count, own.v_dot, 0, false);
-          const Product by_a = {own.v_dot, buffers.u};
-          if (given) return conv.multiply(count, {{{by_w, by_a}, own.m_dot}}, use);
-          return conv.multiply(count, {{{primal}, own.m}, {{by_w, by_a}, own.m_dot}}, use);
+          const Sum<T> both = {{by_w, by_a}, own.m_dot};
+          if (given) return conv.multiply(images.count, columns, {both}, use);
+          return conv.multiply(images.count, columns, {sum, both}, use);
         }
-        if (given) return conv.multiply(count, {{{by_w}, own.m_dot}}, use);
-        conv.multiply(count, {{{primal}, own.m}, {{by_w}, own.m_dot}}, use);
-      });
+        const Sum<T> one = {{by_w}, own.m_dot};
+        if (given) return conv.multiply(images.count, columns, {one}, use);
+        conv.multiply(images.count, columns, {sum, one}, use);
+      };
+      conv.for_groups(block.batch, conv.out_panels(), prepare, multiply);
     }
   });
 }
@@ -211,13 +225,14 @@ void conv_block_backward_jvp_into(
     const auto gas = write<T>(ga, need_a), ga_dots = write<T>(ga_dot, need_a_dot);
     const bool two_terms = need_parameters && a_dot.defined();
     for (int64_t s = 0; s < block.students; ++s) {
-      if (need_a_dot || need_a) conv.to_flipped(read<T>(w)[s], buffers.u);
-      if (need_a_dot) conv.to_flipped(read<T>(w_dot)[s], buffers.u_dot);
+      if (need_a_dot || need_a) conv.flipped_before(read<T>(w)[s], buffers.u);
+      if (need_a_dot) conv.flipped_before(read<T>(w_dot)[s], buffers.u_dot);
       conv.for_chunks(block.batch, [&](int64_t chunk, int64_t images) {
-        conv.for_groups(images, [&](int64_t first, int64_t count, int thread) {
-          const auto& own = buffers.own[thread];
-          for (int64_t k = 0; k < count * conv.out_panels(); ++k) {
-            const int64_t image = first + k / conv.out_panels(), panel = k % conv.out_panels();
+        const auto prepare = [&](const Images& group) {
+          const auto& own = buffers.own[group.thread];
+          for (int64_t k = 0; k < group.count * conv.out_panels(); ++k) {
+            const int64_t image = group.first + k / conv.out_panels();
+            const int64_t panel = k % conv.out_panels();
             const int64_t i = chunk + image, c = panel * kLanes<T>;
             conv.kernels.backward_jvp(
                 conv.g,
@@ -241,23 +256,30 @@ void conv_block_backward_jvp_into(
                  .z_dot = need_a_dot ? buffers.z_dot : Operand(),
                  .z_dot_pairs = need_parameters ? buffers.z_dot_pairs : Operand()});
           }
-          const int64_t row = first * conv.g.rows, image = chunk + first;
+          const int64_t row = group.first * conv.g.rows, image = chunk + group.first;
+          if (!need_parameters) return;
+          conv.lift(block.image(read<T>(a)[s], image), group.count, buffers.v, row, true);
+          if (!two_terms) return;
+          conv.lift(block.image(read<T>(a_dot)[s], image), group.count, buffers.v_dot, row, true);
+        };
+        const auto multiply = [&](const Images& group, const Columns& columns) {
+          const auto& own = buffers.own[group.thread];
+          const int64_t row = group.first * conv.g.rows, image = chunk + group.first;
           const Operand z = conv.from_row(buffers.z, row);
           const Operand z_dot = conv.from_row(buffers.z_dot, row);
+          if (need_a_dot || need_a) conv.flipped_within(read<T>(w)[s], columns, buffers.u);
           if (need_a_dot) {
+            conv.flipped_within(read<T>(w_dot)[s], columns, buffers.u_dot);
             conv.multiply_flipped(
-                count, {{{z_dot, buffers.u}, {z, buffers.u_dot}}, own.gv},
+                group.count, columns, {{{z_dot, buffers.u}, {z, buffers.u_dot}}, own.gv},
                 block.image(ga_dots[s], image), own.scratch);
           }
-          if (need_a) {
-            conv.multiply_flipped(
-                count, {{{z, buffers.u}}, own.gv}, block.image(gas[s], image), own.scratch);
-          }
-          if (!need_parameters) return;
-          conv.lift(block.image(read<T>(a)[s], image), count, buffers.v, row, true);
-          if (!two_terms) return;
-          conv.lift(block.image(read<T>(a_dot)[s], image), count, buffers.v_dot, row, true);
-        });
+          if (!need_a) return;
+          conv.multiply_flipped(
+              group.count, columns, {{{z, buffers.u}}, own.gv}, block.image(gas[s], image),
+              own.scratch);
+        };
+        conv.for_groups(images, conv.in_panels(), prepare, multiply);
         if (two_terms) {
           conv.multiply_transposed(
               {{buffers.v, buffers.z_dot_pairs}, {buffers.v_dot, buffers.z_pairs}}, images,

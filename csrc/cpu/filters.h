@@ -1,6 +1,5 @@
-// Filters [3,3,in,out] to the matrices of products, and the cotangents of those back. A block is
-// kLength of U's rows, or of its transpose's columns: input channels, whose filters lie together in
-// memory.
+// Filters [3,3,in,out] to the matrices of products, a panel of columns at a time, and the cotangents of
+// those back, kLength rows at a time.
 
 #pragma once
 
@@ -18,6 +17,7 @@ struct Filters : Operands<Op> {
   using Operands<Op>::kGroup;
   using Operands<Op>::present;
   using Operands<Op>::put;
+  static constexpr int64_t kAhead = 8;  // rows that are fetched before they are read
 
   // kGroup rows of a panel of U from row k on; load(tap, i) gives the i-th's taps.
   template <typename Load>
@@ -28,22 +28,19 @@ struct Filters : Operands<Op> {
         [&](int q, const Row* rows) FASTMTT_HERE { put(rows, u, q, panel, k, true); });
   }
 
-  static void to_rows(const Grid& g, const T* w, int64_t block, Operand u) {
-    const int64_t first = block * kLength, left = g.depth - first;
-    for (int64_t panel = 0; panel < parts(g.out, kLength); ++panel) {
-      const int64_t count = present(g.out, panel);
-      for (int64_t k = first; k < first + (left < kLength ? left : kLength); k += kGroup) {
-        put_rows(g, u, panel, k, [&](int64_t tap, int i) FASTMTT_HERE {
-          if (k + i >= g.in) return Row::all(0);
-          const T* from = w + (tap * g.in + k + i) * g.out + panel * kLength;
-          __builtin_prefetch(from + kLength);  // the next panel's
-          return Row::load(from, count);
-        });
-      }
+  static void to_rows(const Grid& g, const T* w, int64_t panel, Operand u) {
+    const int64_t count = present(g.out, panel);
+    for (int64_t k = 0; k < g.depth; k += kGroup) {
+      put_rows(g, u, panel, k, [&](int64_t tap, int i) FASTMTT_HERE {
+        if (k + i >= g.in) return Row::all(0);
+        const T* from = w + (tap * g.in + k + i) * g.out + panel * kLength;
+        __builtin_prefetch(from + kAhead * g.out);
+        return Row::load(from, count);
+      });
     }
   }
 
-  // U^T, whose rows are output channels.
+  // U^T, whose rows are output channels: `block` is a panel of input channels.
   static void to_columns(const Grid& g, const T* w, int64_t block, Operand u) {
     const int64_t rows = (g.out + kGroup - 1) / kGroup * kGroup, present_in = present(g.in, block);
     for (int64_t panel = 0; panel < parts(g.out, kLength); ++panel) {

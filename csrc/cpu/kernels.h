@@ -127,10 +127,10 @@ struct Kernels {
   void (*lift_transposed)(
       const Grid&, Panels<const T> gv, int64_t row, int64_t panel, int64_t count, T* ga,
       T* scratch);
-  // Filters [3,3,in,out] to a panel's length of rows of U, or of columns of its transpose, and U's
-  // cotangent back to filters'.
-  void (*filters)(const Grid&, const T* w, int64_t block, Operand u);
-  void (*filters_flipped)(const Grid&, const T* w, int64_t block, Operand u);
+  // Filters [3,3,in,out] to a panel of U's columns, or of its transpose's, and a panel's length of rows
+  // of U's cotangent back to filters'.
+  void (*filters)(const Grid&, const T* w, int64_t panel, Operand u);
+  void (*filters_flipped)(const Grid&, const T* w, int64_t panel, Operand u);
   void (*filters_transposed)(const Grid&, Panels<const T> gu, int64_t block, T* gw);
 
   // By value: what lies elsewhere would have to be read again after every store.

@@ -132,9 +132,11 @@ def test_outputs_of_few_channels_may_be_left_out(dtype):
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("shape", [(2, 20, 33, 32, 3, 64), (1, 40, 17, 16, 40, 72)])
+@pytest.mark.parametrize(
+    "shape", [(2, 20, 33, 32, 3, 64), (1, 40, 17, 16, 40, 72), (2, 7, 9, 8, 40, 90)]
+)
 def test_no_bit_depends_on_the_number_of_threads(shape, bf16):
-    """Patches and Winograd, each over several chunks of images."""
+    """Patches and Winograd, each over several chunks of images; few images, by columns with two."""
     v = arguments(shape, dtype=torch.float32)
     threads, results = torch.get_num_threads(), []
     try:
