@@ -141,7 +141,7 @@ def _of_convnet(student: ConvNetStudent, sizes: MatchSizes, device: torch.device
     if device.type == "cpu":
         kernels = 2 * kernels + _TRANSFORMED * _bytes(theta[:1])
         widest = max(student.structure.channels)
-        kernels += torch.get_num_threads() * _GROUP * (widest + min(widest, _WIDE))
+        kernels += torch.get_num_threads() * _GROUP * (widest + _WIDE)
         for i, channels in enumerate(student.structure.channels[:-1]):
             if backends.without_outputs(channels, torch.empty(0)):
                 student.room.forget(("xhat", i), ("xhat_dot", i))

@@ -31,11 +31,11 @@ from fastmtt.progress import say
 
 KIND = "fastmtt run 1"
 _CHECKPOINT = "checkpoint.safetensors"
-# What may change when a run goes on: where things lie, what it tells, how long it runs, what is
-# over, and what changes no bit.
+# What may change when a run goes on: where things lie, what it tells, how long it runs, and what
+# changes no bit.
 _FREE = {
     *("data_path", "download", "buffer_path", "save_path", "run_name", "resume"),
-    *("logger", "project", "published", "Iteration", "memory", "skip_first_eva"),
+    *("logger", "project", "published", "Iteration", "memory"),
 }
 State = tuple[dict[str, Tensor], dict[str, Any]]
 

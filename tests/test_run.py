@@ -57,9 +57,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, config):
     with open_run(settle(config)):
         pass
     on = dataclasses.replace(config, resume=True)
-    moved = dataclasses.replace(
-        on, Iteration=9, data_path="moved", memory=10**6, skip_first_eva=not on.skip_first_eva
-    )
+    moved = dataclasses.replace(on, Iteration=9, data_path="moved", memory=10**6)
     with open_run(settle(moved)) as run:
         assert parse("distill", ["--cfg", str(run.path / "config.yaml")]).memory == 10**6
     with pytest.raises(FastmttError, match=r"lr_img was 1000.0, now it is 5; leave that as it was"):

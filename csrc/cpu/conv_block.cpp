@@ -29,7 +29,7 @@ struct ForwardBuffers {
     for (int i = 0; i < at::get_num_threads(); ++i) own.emplace_back(arena, c);
   }
   Operand u;
-  std::vector<Own> own;  // a thread's each
+  std::vector<Own> own;  // a thread's each, or the first's operands for all
 };
 
 template <typename T>
@@ -178,7 +178,6 @@ void conv_block_backward_into(
           conv.lift(inputs, group.count, buffers.v, group.first * conv.g.rows, true);
         };
         const auto multiply = [&](const Images& group, const Columns& columns) {
-          if (!need_a) return;
           const auto& own = buffers.own[group.thread];
           const Operand z = conv.from_row(buffers.z, group.first * conv.g.rows);
           conv.flipped_within(read<T>(w)[s], columns, buffers.u);
@@ -186,7 +185,7 @@ void conv_block_backward_into(
               group.count, columns, {{{z, buffers.u}}, own.gv},
               block.image(gas[s], chunk + group.first), own.scratch);
         };
-        conv.for_groups(images, conv.in_panels(), prepare, multiply);
+        conv.for_groups(images, need_a ? conv.in_panels() : 0, prepare, multiply);
         if (need_parameters) {
           conv.multiply_transposed({{buffers.v, buffers.z_pairs}}, images, buffers.gu, chunk > 0);
         }

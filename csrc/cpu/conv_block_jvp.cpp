@@ -146,7 +146,7 @@ void conv_block_jvp_into(
         };
         if (with_u) conv.filters_within(read<T>(w)[s], columns, buffers.u);
         conv.filters_within(read<T>(w_dot)[s], columns, buffers.u_dot);
-        const auto& [v, v_dot, m, m_dot, scratch] = buffers.own[images.owner];
+        const Operand v = buffers.own[images.owner].v, v_dot = buffers.own[images.owner].v_dot;
         const Product primal = {v, buffers.u}, by_w = {v, buffers.u_dot};
         const Product by_a = {v_dot, buffers.u};
         const Sum<T> sum = {{primal}, own.m};
@@ -267,7 +267,7 @@ void conv_block_backward_jvp_into(
           const int64_t row = group.first * conv.g.rows, image = chunk + group.first;
           const Operand z = conv.from_row(buffers.z, row);
           const Operand z_dot = conv.from_row(buffers.z_dot, row);
-          if (need_a_dot || need_a) conv.flipped_within(read<T>(w)[s], columns, buffers.u);
+          conv.flipped_within(read<T>(w)[s], columns, buffers.u);
           if (need_a_dot) {
             conv.flipped_within(read<T>(w_dot)[s], columns, buffers.u_dot);
             conv.multiply_flipped(
@@ -279,7 +279,8 @@ void conv_block_backward_jvp_into(
               group.count, columns, {{{z, buffers.u}}, own.gv}, block.image(gas[s], image),
               own.scratch);
         };
-        conv.for_groups(images, conv.in_panels(), prepare, multiply);
+        const int64_t panels = need_a_dot || need_a ? conv.in_panels() : 0;
+        conv.for_groups(images, panels, prepare, multiply);
         if (two_terms) {
           conv.multiply_transposed(
               {{buffers.v, buffers.z_dot_pairs}, {buffers.v_dot, buffers.z_pairs}}, images,

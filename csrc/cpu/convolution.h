@@ -23,7 +23,7 @@ namespace fastmtt {
 constexpr int64_t kChunkBytes = int64_t(1) << 22;
 // A group of images is what goes through a whole op together, `kWide` panels of products at a time:
 // what a second-level cache holds, or more, if those are too few rows for the kernels. One thread takes
-// it, or where it is all there is, threads take its images and then its products' columns.
+// it; or, where it is all there is, threads take its images and then its products' columns.
 constexpr int64_t kWide = 4;
 
 template <typename T>
@@ -77,8 +77,8 @@ Buffers carve(Tensor& scratch, const Arguments&... arguments) {
   return Buffers(arena, arguments...);
 }
 
-// Images that a thread works on: the first of a chunk's, how many, the first's row among those that
-// the operands of thread `owner` hold, and the thread.
+// Images that a thread works on: the first of a chunk's, how many, the thread, whose buffers hold their
+// operands if a thread's do, and from which row on.
 struct Images {
   int64_t first, count, row;
   int owner, thread;
@@ -101,7 +101,7 @@ class Convolution {
  public:
   // operands, products: how many lifted images and products an op holds at a time.
   Convolution(const Block& block, int64_t operands, int64_t products)
-      : kernels(fastmtt::kernels<T>(block.bf16)) {
+      : kernels(fastmtt::kernels<T>(block.bf16)), threads(at::get_num_threads()) {
     g.height = block.height;
     g.width = block.width;
     g.in = block.in;
@@ -120,7 +120,8 @@ class Convolution {
     const int64_t fill = std::max<int64_t>(1, kernels.rows_at_once / g.rows);
     const int64_t most_held = kernels.cache / held;
     group = std::min(std::max(fill, most_held / fill * fill), chunk);
-    few = block.batch <= group;
+    const int64_t columns = std::min(in_panels(), out_panels());
+    by_columns = block.batch <= group && threads > 1 && threads <= columns;
   }
 
   int64_t padded(int64_t n) const { return at::divup(n, kernels.group) * kernels.group; }
@@ -133,7 +134,7 @@ class Convolution {
     return std::min(kLanes<T>, channels - panel * kLanes<T>);
   }
 
-  // A thread's own, for a group of images.
+  // For a group of images. A thread's own, but for the operands where threads share out columns.
   Operand lifted_group(Arena& arena) const {
     return operand(arena, group * g.rows, beside(in_panels()));
   }
@@ -159,26 +160,20 @@ class Convolution {
     return room<T>(arena, in_panels() * kLanes<T>, out_panels(), sizeof(T));
   }
 
-  // Of few images threads share out the columns of products, not the images: each reads no filters but
-  // those that it transformed itself. With two threads an 8x8 op on ten images takes 0.87 of the time.
-  bool by_columns() const {
-    const int64_t threads = at::get_num_threads();
-    return few && threads > 1 && threads <= std::min(in_panels(), out_panels());
-  }
   // Filters are transformed before the groups where threads share out the images, else within one, by
   // the thread whose columns they are.
   void filters_before(const T* w, const Operand& u) const {
-    if (!by_columns()) parallel(out_panels(), [&](int64_t i) { kernels.filters(g, w, i, u); });
+    if (!by_columns) parallel(out_panels(), [&](int64_t i) { kernels.filters(g, w, i, u); });
   }
   void flipped_before(const T* w, const Operand& u) const {
-    if (!by_columns()) parallel(in_panels(), [&](int64_t i) { kernels.filters_flipped(g, w, i, u); });
+    if (!by_columns) parallel(in_panels(), [&](int64_t i) { kernels.filters_flipped(g, w, i, u); });
   }
   void filters_within(const T* w, const Columns& columns, const Operand& u) const {
-    if (!by_columns()) return;
+    if (!by_columns) return;
     for (int64_t i = columns.begin; i < columns.end; ++i) kernels.filters(g, w, i, u);
   }
   void flipped_within(const T* w, const Columns& columns, const Operand& u) const {
-    if (!by_columns()) return;
+    if (!by_columns) return;
     for (int64_t i = columns.begin; i < columns.end; ++i) kernels.filters_flipped(g, w, i, u);
   }
   void from_filters(const Panels<T>& gu, T* gw) const {
@@ -194,17 +189,16 @@ class Convolution {
       work(first, std::min(chunk, batch - first));
     }
   }
-  // For groups of `count` images prepare(images) makes operands and multiply(images, columns) products
-  // of `panels` panels.
+  // For groups of `count` images prepare(images) makes operands, and multiply(images, columns) products
+  // of `panels` panels, or of a part of them.
   template <typename Prepare, typename Multiply>
   void for_groups(
       int64_t count, int64_t panels, const Prepare& prepare, const Multiply& multiply) const {
-    const int64_t threads = at::get_num_threads();
-    if (by_columns()) {
+    if (by_columns) {
       share_out(count, std::min(threads, count), [&](int64_t begin, int64_t end, int thread) {
         prepare(Images{begin, end - begin, begin * g.rows, 0, thread});
       });
-      share_out(panels, threads, [&](int64_t begin, int64_t end, int thread) {
+      share_out(panels, std::min(threads, panels), [&](int64_t begin, int64_t end, int thread) {
         multiply(Images{0, count, 0, 0, thread}, Columns{begin, end});
       });
       return;
@@ -267,8 +261,12 @@ class Convolution {
 
   const Kernels<T>& kernels;
   Grid g;
+  // What the calling thread says of their number: a worker may be told another.
+  const int64_t threads;
   int64_t chunk, group;  // images at a time
-  bool few;              // whether all are one group
+  // Whether threads share out the columns of a group's products, not the images: each reads no filters
+  // but those that it transformed itself. An 8x8 op on ten images takes 0.87 of the time with two.
+  bool by_columns;
 
  private:
   Operand moved(const Operand& x, int64_t elements) const {
