@@ -59,7 +59,8 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, config):
     on = dataclasses.replace(config, resume=True)
     moved = dataclasses.replace(on, Iteration=9, data_path="moved", memory=10**6)
     with open_run(settle(moved)) as run:
-        assert parse("distill", ["--cfg", str(run.path / "config.yaml")]).memory == 10**6
+        kept = parse("distill", ["--cfg", str(run.path / "config.yaml")])
+    assert (kept.Iteration, kept.memory) == (9, 10**6)
     with pytest.raises(FastmttError, match=r"lr_img was 1000.0, now it is 5; leave that as it was"):
         settle(dataclasses.replace(on, lr_img=5))
 

@@ -77,8 +77,8 @@ Buffers carve(Tensor& scratch, const Arguments&... arguments) {
   return Buffers(arena, arguments...);
 }
 
-// Images that a thread works on: the first of a chunk's, how many, the thread, whose buffers hold their
-// operands if a thread's do, and from which row on.
+// Images of a chunk that `thread` works on. Operands that are a thread's own are those of `owner`,
+// where these images begin at `row`.
 struct Images {
   int64_t first, count, row;
   int owner, thread;
@@ -265,7 +265,7 @@ class Convolution {
   const int64_t threads;
   int64_t chunk, group;  // images at a time
   // Whether threads share out the columns of a group's products, not the images: each reads no filters
-  // but those that it transformed itself. An 8x8 op on ten images takes 0.87 of the time with two.
+  // but those that it transformed itself. On two threads an 8x8 op on ten images takes 0.87 of the time.
   bool by_columns;
 
  private:
