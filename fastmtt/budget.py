@@ -54,9 +54,7 @@ def matching(
         soft: whether labels are probabilities.
     """
     students, image = plan.segments, torch.Size(plan.image_shape).numel()
-    batch = min(plan.batch_size or plan.n, plan.n)
-    passes = [len(part) for part in torch.arange(plan.n).split(batch)][::-1]
-    sizes = [plan.parametrisation.count(rows) for rows in islice(cycle(passes), plan.steps)]
+    sizes = _sizes(plan)
     theta = torch.empty(students, student.size, device=_NOWHERE)
     record = Record.empty(plan.steps, theta)
     held = [record.thetas, record.gradients, record.adjoint, record.hv, empty_rows(theta)]
@@ -73,6 +71,18 @@ def matching(
     images = _FLOAT * image * (_IMAGES * students * max(sizes) + 4 * plan.n)
     room = student.room.bytes + student.room.largest
     return sum(map(_bytes, held)) + of_tapes + room + vectors + images
+
+
+def tapes(student: Student, plan: Plan, memory: int) -> tuple[int, int]:
+    """Bytes that a match's tapes keep on a CPU, and the most that they could."""
+    options = student.tape_options(torch.empty(1, 1, *plan.image_shape))
+    images = [plan.segments * size for size in _sizes(plan)]
+    of_key = {option.key: option.bytes for option in options}
+    kept = plan_tape(options, images, memory)
+    taken = sum(
+        of_key[key] * count for keys, count in zip(kept, images, strict=True) for key in keys
+    )
+    return taken, sum(of_key.values()) * sum(images)
 
 
 def training(
@@ -274,6 +284,13 @@ def halves(value: int, least: int = 1) -> list[int]:
         value //= 2
         found.append(value)
     return found
+
+
+def _sizes(plan: Plan) -> list[int]:
+    """Images in a student's batch of each step; a smaller one, where there is one, comes first."""
+    batch = min(plan.batch_size or plan.n, plan.n)
+    passes = [len(part) for part in torch.arange(plan.n).split(batch)][::-1]
+    return [plan.parametrisation.count(rows) for rows in islice(cycle(passes), plan.steps)]
 
 
 def _go_through(

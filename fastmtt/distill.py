@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
+from tqdm import tqdm
+
 from fastmtt import budget
 from fastmtt.buffer import expert_recipe, fill_store, say_idle
 from fastmtt.command import command
@@ -96,14 +98,18 @@ def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
     objective, device = distillation.objective, distillation.dataset.train_images.device
     if isinstance(objective, Condensation):
         return _gradients_within_memory(distillation, objective)
-    foretold = isinstance(distillation.student, ConvNetStudent)
-    if device.type == "cpu" or not foretold or not isinstance(objective, TrajectoryObjective):
+    if not isinstance(objective, TrajectoryObjective):
         return nullcontext()
     config, plan = distillation.config, objective.plan
+    if device.type == "cpu":
+        _say_kept(*budget.tapes(distillation.student, plan, objective.memory))
+        return nullcontext()
+    if not isinstance(distillation.student, ConvNetStudent):
+        return nullcontext()
     classes = len(distillation.dataset.classes)
 
     def matching(
-        memory: int | None = config.memory,
+        memory: int = objective.memory,
         segments: int = config.segments,
         batch_syn: int | None = config.batch_syn,
     ) -> int:
@@ -114,11 +120,17 @@ def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
 
     budget.announce({"matching": matching(), **_evaluation_memory(distillation)}, device)
     smaller: dict[str, list[Any]] = {
-        "memory": [*budget.halves(config.memory or 0, 2**20), None] if config.memory else [],
+        "memory": [*budget.halves(objective.memory, 2**20), 0] if objective.memory else [],
         "segments": budget.halves(config.segments),
         "batch_syn": budget.halves(min(config.batch_syn or plan.n, plan.n)),
     }
     return budget.explained(device, matching, smaller)
+
+
+def _say_kept(kept: int, most: int) -> None:
+    if most:
+        kept_of_most = " of ".join(tqdm.format_sizeof(count, "B") for count in (kept, most))
+        say(f"a match keeps {kept_of_most} of its steps to compute them once; see --memory")
 
 
 def _gradients_within_memory(

@@ -40,8 +40,9 @@ class TrajectoryConfig(CondenseConfig):
         segments: Segments in an outer step; their losses' mean is the step's.
         rng: Where batches and augmentation are drawn: counter is equal on every device and
             however segments are grouped, published replays the published programs' order.
-        memory: Bytes kept of a student's steps beyond weights and gradients (null, none); changes
-            no bit.
+        memory: Bytes kept of a student's steps beyond weights and gradients, so that they need not
+            be computed twice (null, on a CPU an eighth of what is free, at most 1 GiB; on a GPU
+            none); changes no bit.
     """
 
     expert_lr: float = 0.01
