@@ -9,7 +9,9 @@ import torch
 from fastmtt.data import DataSet, load
 from fastmtt.data.memory import available
 from fastmtt.errors import FastmttError
+from fastmtt.info import instruction_sets
 from fastmtt.options import BaseConfig
+from fastmtt.progress import say
 
 _SPLITS = ("train", "test", "held_out")
 
@@ -31,6 +33,8 @@ def load_data(config: BaseConfig) -> DataSet:
         raise FastmttError(f"device is {name}, but the last GPU here is cuda:{last}; choose it")
     if name == "cpu" and config.precision == "tf32":
         raise FastmttError("precision is tf32, a GPU's, but device is cpu; leave precision out")
+    if name == "cpu" and config.precision == "bf16":
+        _say_if_slow()
     memory = available()
     if name != "cpu":
         # the current one: there kernels are launched and graphs recorded
@@ -53,3 +57,12 @@ def load_data(config: BaseConfig) -> DataSet:
         for what in ("images", "labels")
     }
     return dataclasses.replace(dataset, **moved)
+
+
+def _say_if_slow() -> None:
+    """Say so where bfloat16 is computed as float32, and rounded in between."""
+    if not instruction_sets().get("avx512_bf16", True):
+        say(
+            "precision is bf16, but this processor has no bfloat16 instructions: fp32 is as fast "
+            "and more exact"
+        )

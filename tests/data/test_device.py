@@ -48,6 +48,15 @@ def test_a_gpu_beyond_the_last_is_said(monkeypatch):
             load_data(BaseConfig(dataset="digits", device=f"cuda:{number}"))
 
 
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("precision", ["bf16", "fp32", None])
+def test_bf16_that_gains_nothing_is_said(precision, there, monkeypatch, capsys):
+    monkeypatch.setattr("fastmtt.device.instruction_sets", lambda: {"avx512_bf16": there})
+    load_data(BaseConfig(dataset="digits", device="cpu", precision=precision))
+    said = "no bfloat16 instructions" in capsys.readouterr().err
+    assert said == (precision == "bf16" and not there)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 @pytest.mark.parametrize("zca", [False, True])
 def test_bytes_on_a_gpu_read_as_the_cpus_floats(monkeypatch: pytest.MonkeyPatch, zca: bool) -> None:
