@@ -114,10 +114,9 @@ def test_want_of_memory_becomes_a_sentence(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("free, kept", [(2**40, 2**30), (8 * 10**8, 10**8)])
-def test_a_cpu_keeps_what_it_can_spare_unless_told(free, kept, monkeypatch):
-    monkeypatch.setattr("fastmtt.trajectory_objective.available", lambda: free)
-    assert tape_memory(None, torch.device("cpu")) == kept
+def test_a_cpu_keeps_what_it_can_spare_unless_told(monkeypatch):
+    monkeypatch.setattr("fastmtt.trajectory_objective.available", lambda: 8 * 10**8)
+    assert tape_memory(None, torch.device("cpu")) == 10**8
     assert tape_memory(0, torch.device("cpu")) == 0
     assert tape_memory(None, torch.device("meta")) == 0  # as any GPU's
     assert tape_memory(10**12, torch.device("cpu")) == 10**12
