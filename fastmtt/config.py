@@ -100,7 +100,13 @@ def parse(
     except ArgumentError as error:
         _parser.cache_clear()  # jsonargparse leaves in it what was asked for before the error
         raise FastmttError(_stray(str(error))) from None
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
+    try:
+        return kind(**{field.name: values[field.name] for field in fields(kind)})
+    except FastmttError as error:
+        if not files:
+            raise
+        sources = [*map(str, files), *(["the command line"] if flags else [])]
+        raise FastmttError(f"{' and '.join(sources)}: {error}") from None
 
 
 def to_yaml(config: BaseConfig | EvaluateConfig) -> str:

@@ -354,3 +354,17 @@ def test_print_config_prints_what_would_run(file: Path, capsys: pytest.CaptureFi
     printed["lr_lr"] = float(printed["lr_lr"])
     expected = DistillConfig(ipc=4, lr_lr=1e-5, lr_img=100.0, zca=True)
     assert printed == dataclasses.asdict(expected)
+
+
+def test_keys_at_odds_are_told_with_where_they_come_from(tmp_path):
+    file = tmp_path / "odd.yaml"
+    file.write_text("method: mtt\nrm_easy_ratio_second: 0\n")
+    with pytest.raises(FastmttError) as alone:
+        parse("distill", ["--cfg", str(file)])
+    with pytest.raises(FastmttError) as together:
+        parse("distill", ["--cfg", str(file), "--ipc", "2"])
+    with pytest.raises(FastmttError) as flags:
+        parse("distill", ["--rm_easy_ratio_second", "0"])
+    assert str(flags.value).startswith("rm_easy_ratio_second is 0.0, but nothing says")
+    assert str(alone.value) == f"{file}: {flags.value}"
+    assert str(together.value) == f"{file} and the command line: {flags.value}"
