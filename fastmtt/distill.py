@@ -130,7 +130,7 @@ def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
 def _say_kept(kept: int, most: int) -> None:
     if most:
         kept_of_most = " of ".join(tqdm.format_sizeof(count, "B") for count in (kept, most))
-        say(f"a match keeps {kept_of_most} of its steps to compute them once; see --memory")
+        say(f"a match keeps {kept_of_most} of its steps between its sweeps; see --memory")
 
 
 def _gradients_within_memory(

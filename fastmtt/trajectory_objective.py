@@ -28,9 +28,9 @@ from fastmtt.sweeps import Gradient
 from fastmtt.synthetic import Synthetic
 
 LR_MOMENTUM = 0.5  # of the published optimiser of the learning rate
-# Of what is free, for a CPU's tapes unless memory is given: a neighbour can spare so much, and ten
-# images a class take some 2.6 GB in 80 steps to keep all.
-_OF_FREE = 1 / 8
+# A CPU's tapes, unless memory is given: all of 80 steps of ten images a class, 2.6 GB. What is free
+# is the machine's, and a job's own limit may be less: hence no more than that.
+_MOST_KEPT, _OF_FREE = 3 * 2**30, 1 / 8
 
 
 class TrajectoryObjective:
@@ -190,7 +190,7 @@ def tape_memory(asked: int | None, device: torch.device) -> int:
     """
     if asked is not None:
         return asked
-    return int(available() * _OF_FREE) if device.type == "cpu" else 0
+    return min(_MOST_KEPT, int(available() * _OF_FREE)) if device.type == "cpu" else 0
 
 
 def make_matcher(

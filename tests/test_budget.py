@@ -114,12 +114,29 @@ def test_want_of_memory_becomes_a_sentence(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_cpu_keeps_what_it_can_spare_unless_told(monkeypatch):
-    monkeypatch.setattr("fastmtt.trajectory_objective.available", lambda: 8 * 10**8)
-    assert tape_memory(None, torch.device("cpu")) == 10**8
+@pytest.mark.parametrize(("free", "kept"), [(8 * 10**8, 10**8), (2**40, 3 * 2**30)])
+def test_a_cpu_keeps_what_it_can_spare_unless_told(free, kept, monkeypatch):
+    monkeypatch.setattr("fastmtt.trajectory_objective.available", lambda: free)
+    assert tape_memory(None, torch.device("cpu")) == kept
     assert tape_memory(0, torch.device("cpu")) == 0
     assert tape_memory(None, torch.device("meta")) == 0  # as any GPU's
     assert tape_memory(10**12, torch.device("cpu")) == 10**12
+
+
+@pytest.mark.parametrize("memory", [0, 20_000, None])
+def test_a_run_keeps_what_it_says(memory, tmp_path, monkeypatch):
+    """In batches that do not divide the set, of several segments."""
+    keys = dict(model="ConvNetD2W16", batch_syn=4, segments=2, zca=False, memory=memory)
+    dataset = in_memory.make_dataset(dtype=torch.float32)
+    student = make_student(in_memory.network_of("ConvNetD2W16").float(), in_memory.SHAPE)
+    trajectory = [0.1 * torch.randn(student.size) for _ in range(7)]
+    run = in_memory.began(tmp_path, in_memory.configured("mtt", **keys), dataset, [trajectory])
+    run.begin()
+    run.step()
+    kept, most = budget.tapes(run.student, run.objective.plan, run.objective.memory)
+    record = run.objective.matcher._last.record
+    assert sum(tape.room.bytes for tape in record.tapes) == kept
+    assert (kept == 0, kept == most) == (memory == 0, memory is None)
 
 
 def test_halves():

@@ -173,9 +173,10 @@ def test_other_choices_change_the_result(run, tmp_path, choice):
     assert last_set(other) != last_set(run)
 
 
+@pytest.mark.usefixtures("extension")  # plain torch keeps more
 def test_memory_changes_no_bit(run, tmp_path, capsys):
     # one block keeps nothing, so this needs two
-    experts = f"--model ConvNetD2W8 --buffer_path {tmp_path}/experts"
+    experts = f"--model ConvNetD2W8 --device cpu --buffer_path {tmp_path}/experts"
     said, sets = [], set()
     for memory in ("0", "10000", "null"):
         distilled(tmp_path, f"m{memory}", f"{experts} --memory {memory}")

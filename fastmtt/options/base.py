@@ -45,7 +45,8 @@ class BaseConfig:
         backend: Force one backend: reference (plain torch), cpu (compiled), triton or cuda (a
             GPU's); null, the fitting.
         precision: What convolutions of 16 input channels and more multiply: fp32, tf32 (a GPU's),
-            or bf16, which sums in fp32 and is faster; null, fp32 on a CPU and tf32 on a GPU.
+            or bf16, which sums in fp32 and is faster where the processor has instructions for it;
+            null, fp32 on a CPU and tf32 on a GPU.
         no_graph: Launch a GPU's kernels one by one instead of as CUDA graphs; changes no bit.
         threads: CPU threads (null, as torch chooses).
         seed: Seed of every draw; two runs with one seed are equal to the bit.

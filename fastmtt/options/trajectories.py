@@ -41,8 +41,8 @@ class TrajectoryConfig(CondenseConfig):
         rng: Where batches and augmentation are drawn: counter is equal on every device and
             however segments are grouped, published replays the published programs' order.
         memory: Bytes kept of a student's steps beyond weights and gradients, so that they need not
-            be computed twice (null, on a CPU up to an eighth of what is free, on a GPU none);
-            changes no bit.
+            be computed twice (null, on a CPU up to an eighth of what is free and 3 GiB, on a GPU
+            none); changes no bit.
     """
 
     expert_lr: float = 0.01
