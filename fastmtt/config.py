@@ -105,7 +105,7 @@ def parse(
     except FastmttError as error:
         if not files:
             raise
-        sources = [*map(str, files), *(["the command line"] if flags else [])]
+        sources = [*map(str, files), *(["the command line"] if flags or rest else [])]
         raise FastmttError(f"{' and '.join(sources)}: {error}") from None
 
 
