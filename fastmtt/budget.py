@@ -7,6 +7,7 @@ block's, a quarter of it. Not in it: what CUDA and its libraries take to begin w
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from fastmtt.gradmatch import MatchSizes, match_gradients
 from fastmtt.ops import backends
 from fastmtt.progress import say
 from fastmtt.student import ConvNetStudent, Student, Tape
-from fastmtt.sweeps import Record, empty_rows, plan_tape
+from fastmtt.sweeps import Gradient, Record, empty_rows, first_step, plan_tape
 
 _NOWHERE = torch.device("meta")
 _FLOAT = 4
@@ -42,7 +43,12 @@ _SETS = 7  # stored images, velocity, their turn's, gradients by parts and as on
 
 
 def matching(
-    student: ConvNetStudent, plan: Plan, memory: int | None, classes: int, soft: bool
+    student: ConvNetStudent,
+    plan: Plan,
+    memory: int | None,
+    classes: int,
+    soft: bool,
+    gradient: Gradient = "exact",
 ) -> int:
     """Bytes of an iteration of matching.
 
@@ -52,6 +58,7 @@ def matching(
         memory: what the tapes may take.
         classes: K.
         soft: whether labels are probabilities.
+        gradient: steps that its adjoint sweep leaves out keep nothing.
     """
     students, image = plan.segments, torch.Size(plan.image_shape).numel()
     sizes = _sizes(plan)
@@ -60,7 +67,8 @@ def matching(
     held = [record.thetas, record.gradients, record.adjoint, record.hv, empty_rows(theta)]
     with backends.use("reference"):  # of a GPU every block's outputs may be kept
         options = student.tape_options(torch.empty(1, 1, *plan.image_shape, device=_NOWHERE))
-    kept = plan_tape(options, [students * size for size in sizes], memory or 0)
+    images_of = [students * size for size in sizes]
+    kept = plan_tape(options, images_of, memory or 0, first_step(gradient, plan.steps))
     tapes = {}
     for size, keep in set(zip(sizes, kept, strict=True)):
         tape = Tape(keep)
@@ -73,16 +81,20 @@ def matching(
     return sum(map(_bytes, held)) + of_tapes + room + vectors + images
 
 
-def tapes(student: Student, plan: Plan, memory: int) -> tuple[int, int]:
+def tapes(student: Student, plan: Plan, memory: int, gradient: Gradient) -> tuple[int, int]:
     """Bytes that a match's tapes keep on a CPU, and the most that they could."""
     options = student.tape_options(torch.empty(1, 1, *plan.image_shape))
     images = [plan.segments * size for size in _sizes(plan)]
+    first = first_step(gradient, plan.steps)
     of_key = {option.key: option.bytes for option in options}
-    kept = plan_tape(options, images, memory)
-    taken = sum(
-        of_key[key] * count for keys, count in zip(kept, images, strict=True) for key in keys
-    )
-    return taken, sum(of_key.values()) * sum(images)
+
+    def taken(memory: int) -> int:
+        kept = plan_tape(options, images, memory, first)
+        return sum(
+            of_key[key] * count for keys, count in zip(kept, images, strict=True) for key in keys
+        )
+
+    return taken(memory), taken(sys.maxsize)
 
 
 def training(
@@ -268,7 +280,7 @@ def advice(there: int, predict: Callable[..., int], choices: Mapping[str, Sequen
         for value in values:
             less = predict(**{key: value})
             if less <= 0.8 * min(there, wanted):
-                fit.append(f"{key} {'null' if value is None else value} ({_gib(less)})")
+                fit.append(f"{key} {value} ({_gib(less)})")
                 break
     would = f"would fit: {', '.join(fit)}" if fit else "nothing smaller of this run would fit"
     return (

@@ -100,9 +100,9 @@ def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
         return _gradients_within_memory(distillation, objective)
     if not isinstance(objective, TrajectoryObjective):
         return nullcontext()
-    config, plan = distillation.config, objective.plan
+    config, plan, gradient = distillation.config, objective.plan, objective.gradient
     if device.type == "cpu":
-        _say_kept(*budget.tapes(distillation.student, plan, objective.memory))
+        _say_kept(*budget.tapes(distillation.student, plan, objective.memory, gradient))
         return nullcontext()
     if not isinstance(distillation.student, ConvNetStudent):
         return nullcontext()
@@ -116,7 +116,8 @@ def _within_memory(distillation: Distillation) -> AbstractContextManager[None]:
         sizes = plan._replace(segments=segments, batch_size=batch_syn)
         student = _unused(distillation)
         assert isinstance(student, ConvNetStudent)
-        return budget.matching(student, sizes, memory, classes, config.labels != "hard")
+        soft = config.labels != "hard"
+        return budget.matching(student, sizes, memory, classes, soft, gradient)
 
     budget.announce({"matching": matching(), **_evaluation_memory(distillation)}, device)
     smaller: dict[str, list[Any]] = {
@@ -200,6 +201,8 @@ def _through_stages(
         checkpoint = None
         with _within_memory(distillation):
             distillation.distil(experts, run)
+        if isinstance(distillation.objective, TrajectoryObjective):
+            distillation.objective.matcher.forget()  # the next stage's experts and tapes want it
         if config.num_intervals > 1:
             run.keep_as("distilled_best.safetensors", stage_file(run.path, number))
     return distillation

@@ -111,12 +111,14 @@ class Iteration:
 
     def _sweep(self) -> Tensor | None:
         """To the loss, or where a keep of the caller's own decides it, to the last weights."""
-        student, inputs = self.student, self.inputs
+        student, inputs, options = self.student, self.inputs, self.options
         self.goal.copy_(student.pack(inputs.target))
         self.rates.copy_(inputs.lr.expand_as(self.rates))
         theta = student.pack(inputs.start)
-        forward_sweep(student, theta, self.steps, self.rates, self.options.memory, self.record)
-        return None if callable(self.options.keep) else self._judge()
+        forward_sweep(
+            student, theta, self.steps, self.rates, options.memory, self.record, options.gradient
+        )
+        return None if callable(options.keep) else self._judge()
 
     def _judge(self) -> Tensor:
         """The mean over the segments of how far from the target the student ended."""

@@ -36,6 +36,8 @@ from fastmtt.student import LossFunction, Room, Student, make_student
 from fastmtt.sweeps import Gradient
 from fastmtt.unroll import refuse_graph
 
+_KEPT = 2  # iterations, by the shapes of their inputs and draws
+
 
 class TrajectoryMatcher(nn.Module):
     """The matching loss as a module without parameters; owns the memory of its sweeps.
@@ -98,7 +100,7 @@ class TrajectoryMatcher(nn.Module):
         self._options = Options(gradient, augment, keep, memory, graph, parametrisation)
         self.parametrisation = parametrisation
         self._room = Room()
-        self._iterations: Latest[Iteration] = Latest(2)
+        self._iterations: Latest[Iteration] = Latest(_KEPT)
         self._last: Iteration | None = None
         self._calls = 0
 
@@ -175,6 +177,11 @@ class TrajectoryMatcher(nn.Module):
         with backends.on_device(start):  # backward is called there by autograd
             loss: Tensor = _Match.apply(call, images, labels, rates, *two)
         return loss
+
+    def forget(self) -> None:
+        """Give back the memory of its sweeps; the next call takes what it needs anew."""
+        self._iterations, self._last = Latest(_KEPT), None
+        self._room.clear()
 
     def check_distance(self) -> None:
         """Look whether the last call's start and target differ in what counts.

@@ -95,6 +95,12 @@ def check_gradient(gradient: Gradient) -> tuple[str, int | None]:
     )
 
 
+def first_step(gradient: Gradient, steps: int) -> int:
+    """The earliest of N steps that the adjoint sweep visits."""
+    last = check_gradient(gradient)[1]
+    return 0 if last is None else max(0, steps - last)
+
+
 def forward_sweep(
     student: Student,
     theta: Tensor,
@@ -102,6 +108,7 @@ def forward_sweep(
     lr: Tensor,
     memory: int | None = None,
     room: Record | None = None,
+    gradient: Gradient = "exact",
 ) -> Record:
     """Run the N steps.
 
@@ -112,6 +119,7 @@ def forward_sweep(
         lr: learning rate of each step [N].
         memory: bytes the tapes may take beyond thetas and gradients; None for none.
         room: a record of so many steps of such weights to write into.
+        gradient: what the adjoint sweep will be asked for: steps it leaves out keep nothing.
     """
     record = room if room is not None else Record.empty(len(steps), theta)
     record.thetas[0] = theta
@@ -119,7 +127,8 @@ def forward_sweep(
         x, y = steps.batch(t)
         if t == 0:
             images = [len(theta) * steps.rows(i) for i in range(len(steps))]
-            kept = plan_tape(student.tape_options(x), images, memory or 0)
+            first = first_step(gradient, len(steps))
+            kept = plan_tape(student.tape_options(x), images, memory or 0, first)
             for tape, keep in zip(record.tapes, kept, strict=True):
                 tape.keep = keep
         _, g = student.gradient(record.thetas[t], x, y, record.tapes[t], record.gradients[t])
@@ -152,9 +161,8 @@ def adjoint_sweep(
     Returns:
         lambda_0 [S,P] and the cotangents of the learning rates [N].
     """
-    kind, last = check_gradient(gradient)
+    kind, first = check_gradient(gradient)[0], first_step(gradient, len(steps))
     dots, rates = adjoint.new_zeros(len(lr), len(adjoint)), -lr
-    first = 0 if last is None else max(0, len(steps) - last)
     cotangents = cotangents or {}
     for t in reversed(range(first, len(steps))):
         ops.dot(record.gradients[t], adjoint, into=[dots[t]])
@@ -177,7 +185,7 @@ def adjoint_sweep(
 
 
 def plan_tape(
-    options: Sequence[TapeOption], images: Sequence[int], memory: int
+    options: Sequence[TapeOption], images: Sequence[int], memory: int, first: int = 0
 ) -> list[frozenset[Hashable]]:
     """Which keys each step keeps: the most work saved per byte first, the last steps first.
 
@@ -185,10 +193,11 @@ def plan_tape(
         options: what there is to keep.
         images: each step's number of images.
         memory: bytes for all steps together.
+        first: the earliest step that keeps anything.
     """
     kept: list[set[Hashable]] = [set() for _ in images]
     for option in options:
-        for t in reversed(range(len(images))):
+        for t in reversed(range(first, len(images))):
             size = images[t] * option.bytes
             if size <= memory:
                 memory -= size

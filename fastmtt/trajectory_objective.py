@@ -29,7 +29,7 @@ from fastmtt.synthetic import Synthetic
 
 LR_MOMENTUM = 0.5  # of the published optimiser of the learning rate
 # A CPU's tapes, unless memory is given: all of 80 steps of ten images a class, 2.6 GB. What is free
-# is the machine's, and a job's own limit may be less: hence no more than that.
+# is the machine's, and a job's own limit may be less: hence at most this.
 _MOST_KEPT, _OF_FREE = 3 * 2**30, 1 / 8
 
 
@@ -38,6 +38,7 @@ class TrajectoryObjective:
 
     Attributes:
         plan: what an iteration's batches look like.
+        gradient: as the matcher takes it.
         memory: bytes that its tapes may take.
         ahead: whether an iteration is drawn while the one before is computed.
     """
@@ -58,6 +59,7 @@ class TrajectoryObjective:
             DSA(config.dsa_strategy) if augments else None,
             setting.parametrisation,
         )
+        self.gradient = _gradient(config)
         self.memory = tape_memory(config.memory, setting.dataset.train_images.device)
         self.matcher = make_matcher(
             config, setting.network, setting.student.size, self.plan, self.memory

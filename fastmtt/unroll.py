@@ -141,6 +141,7 @@ class _Unroll(torch.autograd.Function):
                 _Given(batches, frozenset()),
                 rates,
                 plan.memory,
+                gradient=plan.gradient,
             )
             ctx.plan, ctx.record = plan, record
             ctx.save_for_backward(lr, *batches)

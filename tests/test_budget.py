@@ -35,12 +35,13 @@ def storage(t):
     return t.untyped_storage().nbytes()
 
 
+@pytest.mark.parametrize("gradient", ["exact", ("truncated", 2)])
 @pytest.mark.parametrize("memory", [None, 200_000, 10**8])
 @pytest.mark.parametrize("segments", [1, 3])
-def test_matching_holds_what_is_predicted(memory, segments, unpadded):
-    plan = Plan(5, segments, 10, 4, SHAPE, None)
-    predicted = budget.matching(make_student(network(), SHAPE), plan, memory, 3, soft=True)
-    matcher = TrajectoryMatcher(network(), steps=5, batch_size=4, memory=memory)
+def test_matching_holds_what_is_predicted(memory, segments, gradient, unpadded):
+    plan, student = Plan(5, segments, 10, 4, SHAPE, None), make_student(network(), SHAPE)
+    predicted = budget.matching(student, plan, memory, 3, soft=True, gradient=gradient)
+    matcher = TrajectoryMatcher(network(), steps=5, batch_size=4, memory=memory, gradient=gradient)
     size = sum(p.numel() for p in network().parameters())
     images, labels = torch.randn(10, *SHAPE), torch.rand(10, 3).softmax(-1)
     images.requires_grad_()
@@ -123,20 +124,25 @@ def test_a_cpu_keeps_what_it_can_spare_unless_told(free, kept, monkeypatch):
     assert tape_memory(10**12, torch.device("cpu")) == 10**12
 
 
+@pytest.mark.parametrize("gradient", ["exact", 2])
 @pytest.mark.parametrize("memory", [0, 20_000, None])
-def test_a_run_keeps_what_it_says(memory, tmp_path, monkeypatch):
-    """In batches that do not divide the set, of several segments."""
+def test_a_run_keeps_what_it_says(memory, gradient, tmp_path):
+    """Of several segments, in batches that do not divide the set; nothing that no sweep reads."""
     keys = dict(model="ConvNetD2W16", batch_syn=4, segments=2, zca=False, memory=memory)
+    keys["gradient"] = gradient
     dataset = in_memory.make_dataset(dtype=torch.float32)
     student = make_student(in_memory.network_of("ConvNetD2W16").float(), in_memory.SHAPE)
     trajectory = [0.1 * torch.randn(student.size) for _ in range(7)]
     run = in_memory.began(tmp_path, in_memory.configured("mtt", **keys), dataset, [trajectory])
     run.begin()
     run.step()
-    kept, most = budget.tapes(run.student, run.objective.plan, run.objective.memory)
-    record = run.objective.matcher._last.record
-    assert sum(tape.room.bytes for tape in record.tapes) == kept
+    objective = run.objective
+    kept, most = budget.tapes(run.student, objective.plan, objective.memory, objective.gradient)
+    bytes_of = [tape.room.bytes for tape in objective.matcher._last.record.tapes]
+    assert sum(bytes_of) == kept
     assert (kept == 0, kept == most) == (memory == 0, memory is None)
+    if memory is None:
+        assert [size > 0 for size in bytes_of] == 3 * [gradient == "exact"] + 2 * [True]
 
 
 def test_halves():

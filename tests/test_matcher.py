@@ -49,6 +49,20 @@ def test_a_matcher_serves_many_iterations_with_the_bits_of_a_fresh_one(problem):
         assert all(torch.equal(got[name], want[name]) for name in want)
 
 
+def test_a_matcher_that_forgot_gives_the_same_bits_from_new_memory(problem):
+    matcher = TrajectoryMatcher(problem.module, steps=3)
+    for _ in range(2):
+        given = problem.given()
+        loss = matcher(**given, draws=problem.draws)
+        expected, want = problem.ours()
+        got = meta_gradients(loss, given)
+        assert torch.equal(loss, expected)
+        assert all(torch.equal(got[name], want[name]) for name in want)
+        assert matcher._room.bytes > 0 and matcher._last is not None
+        matcher.forget()
+        assert matcher._room.bytes == 0 and matcher._last is None
+
+
 def test_backward_twice_gives_the_same(problem):
     given = problem.given()
     loss = problem.loss(given, memory=10**6)

@@ -13,6 +13,7 @@ from tolerances import CONTINUED_EXPERT_32, META_GRADIENT
 
 from fastmtt import distill, draws, evaluate, evaluation, stages
 from fastmtt.data import load
+from fastmtt.distillation import Distillation
 from fastmtt.errors import FastmttError
 from fastmtt.evaluation import Scores
 from fastmtt.experts.store import TrajectoryStore
@@ -152,6 +153,27 @@ def test_a_run_goes_through_its_stages(staged):
     losses = [record["iteration"] for record in records(staged) if "loss" in record]
     assert losses == [0, 1, 2, 3, 4, 5]
     assert json.loads((staged / "summary.json").read_text())["iterations"] == 6
+
+
+def test_a_stage_that_ended_holds_no_tapes(staged, tmp_path, monkeypatch):
+    begun = []
+
+    class Watched(Distillation):
+        def __init__(self, *given):
+            begun.append(self)
+            super().__init__(*given)
+
+        def distil(self, *given):
+            assert all(run.objective.matcher._last is None for run in begun)
+            super().distil(*given)
+            assert self.objective.matcher._last is not None
+
+    monkeypatch.setattr(distill, "Distillation", Watched)
+    experts = staged.parents[3] / "experts"
+    distill.main(f"{FLAGS} --save_path {tmp_path} --buffer_path {experts}".split())
+    assert len(begun) == 2
+    again = tmp_path / "digits" / "1" / "ConvNetD1W8" / "run" / "distilled_last.safetensors"
+    assert again.read_bytes() == (staged / "distilled_last.safetensors").read_bytes()
 
 
 def test_the_second_stages_experts_go_on_where_the_first_ones_set_ends(staged):

@@ -35,6 +35,12 @@ def test_plan_takes_the_most_work_per_byte_and_the_last_steps(memory, want):
     assert kept == [frozenset(keys.split()) for keys in want]
 
 
+def test_steps_before_the_first_that_is_visited_keep_nothing():
+    whole = plan_tape(OPTIONS, IMAGES, 10**9)
+    late = plan_tape(OPTIONS, IMAGES, 10**9, first=1)
+    assert whole[0] and late == [frozenset(), *whole[1:]]
+
+
 def swept(memory, segments=2):
     """A problem after its forward sweep, as the matcher sets it up."""
     p = Problem(
